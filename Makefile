@@ -1,0 +1,39 @@
+# Each target works alone on a fresh clone: it makes .venv first, where there is none.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: help demo test test-all check clean
+
+help:
+	@echo "make demo      draw images, train, localize, evaluate, report: into demo/"
+	@echo "make test      the quick tests"
+	@echo "make test-all  all tests: minutes more, and real images where they are"
+	@echo "make check     format, lint, types, import rules"
+	@echo "make clean     remove .venv and what the targets left"
+
+demo: $(STAMP)
+	$(BIN)/cropscore demo --out demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "cropscore needs Python 3.11 or later: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

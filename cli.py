@@ -1,0 +1,305 @@
+"""The `cropscore` command: options in, one job called, messages out. No logic lives here.
+
+Commands import their job when they run, so that `--help` needs neither Ray nor torch.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from cropscore_ray import __version__
+from cropscore_ray.errors import CropscoreError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SOURCES = """
+SOURCE is a manifest, a folder or s3:// prefix of images, ilsvrc:ROOT, voc:ROOT,
+csv:FILE or parquet:URI.
+"""
+
+
+class _Shell(click.Group):
+    """Turns what the library raises into a message, a hint and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CropscoreError as error:
+            click.echo(f"error: {error}", err=True)
+            if error.hint:
+                click.echo(f"hint: {error.hint}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("stopped; the same command goes on from here", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Shell, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cropscore")
+@click.option("-v", "--verbose", is_flag=True, help="Show what the library logs.")
+def main(verbose: bool) -> None:
+    """Find where objects are from classification scores alone, on a Ray cluster.
+
+    Without RAY_ADDRESS a command starts Ray in its own process: one machine needs no
+    set-up. Start with:
+
+    \b
+        cropscore demo
+    """
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(message)s")
+
+
+def _model_option(command: Command) -> Command:
+    return click.option("--model", required=True, metavar="BUNDLE", help="The model bundle.")(command)
+
+
+def _split_option(command: Command) -> Command:
+    return click.option("--split", metavar="NAME", help="Only this split of the manifest.")(command)
+
+
+def _overwrite_option(command: Command) -> Command:
+    text = "Replace what another source, model or config left there."
+    return click.option("--overwrite", is_flag=True, help=text)(command)
+
+
+def _bulk_options(command: Command) -> Command:
+    for option in (
+        click.argument("source"),
+        _model_option,
+        click.option("--out", required=True, metavar="URI", help="The run folder."),
+        click.option(
+            "--classes",
+            type=click.Choice(["predicted", "label", "both"]),
+            default="both",
+            show_default=True,
+            help="Classes to localize: the predicted ones, the manifest's label, or both.",
+        ),
+        click.option(
+            "--top", "top_k", default=5, show_default=True, help="Predicted classes an image."
+        ),
+        _split_option,
+        _overwrite_option,
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.option("--out", default="demo", show_default=True, metavar="DIR", help="Where it all goes.")
+def demo(out: str) -> None:
+    """Run the whole flow on a small image set that the program draws itself.
+
+    \b
+    Example:
+        cropscore demo --out demo
+    """
+    from cropscore_ray.jobs import demo as job
+
+    click.echo(job.run(out))
+
+
+@main.command()
+@click.argument("source")
+@click.option("--out", required=True, metavar="URI", help="The manifest's folder.")
+@_overwrite_option
+def index(source: str, out: str, overwrite: bool) -> None:
+    """Make a manifest of an image set.
+
+    SOURCE is a folder or s3:// prefix (classes by sub-folder, or none), ilsvrc:ROOT,
+    voc:ROOT, csv:FILE or parquet:URI.
+
+    \b
+    Examples:
+        cropscore index photos --out manifest
+        cropscore index ilsvrc:/data/imagenet --out s3://bucket/ilsvrc-manifest
+    """
+    from cropscore_ray.jobs import index as job
+    from cropscore_ray.progress import Progress
+
+    progress = Progress()
+    with progress.live():
+        report = job.run(
+            source, out, overwrite=overwrite, progress=lambda n, of: progress.update("index", n, of)
+        )
+    click.echo(job.render(report))
+
+
+@main.command()
+@click.argument("stage", type=click.Choice(["classifier", "scorer", "localizer", "all"]))
+@click.option("--data", required=True, metavar="MANIFEST", help="Images, classes and boxes.")
+@_model_option
+@click.option("--recipe", default="poster", show_default=True, help="Where the config begins.")
+@click.option("--set", "settings", multiple=True, metavar="A.B=VALUE", help="Change one field.")
+@click.option("--init", metavar="WEIGHTS", help="First weights: the same as --set classifier.init.")
+@_split_option
+def train(
+    stage: str,
+    data: str,
+    model: str,
+    recipe: str,
+    settings: tuple[str, ...],
+    init: str | None,
+    split: str | None,
+) -> None:
+    """Train the networks of a model bundle on Ray Train workers.
+
+    --init takes torchvision:IMAGENET1K_V1, FILE.pth or inception-bn:FILE.npz. A stage that
+    is trained already, with the same settings on the same images, is passed over.
+
+    \b
+    Examples:
+        cropscore train all --data manifest --model bundle
+        cropscore train classifier --data manifest --model bundle --recipe overlap \\
+            --init torchvision:IMAGENET1K_V1 --set classifier.epochs=0
+    """
+    from cropscore_ray.config import with_settings
+    from cropscore_ray.jobs import recipes
+    from cropscore_ray.jobs import train as job
+    from cropscore_ray.progress import Progress
+
+    chosen = [*settings, *([f"classifier.init={json.dumps(init)}"] if init else [])]
+    config = with_settings(recipes.get(recipe), chosen)
+    progress = Progress()
+    with progress.live():
+        bundle = job.run(stage, data=data, model=model, config=config, split=split, progress=progress)
+    click.echo(f"{bundle.uri}: {', '.join(sorted(bundle.parts))}; fingerprint {bundle.fingerprint}")
+
+
+def _run_bulk(command: str, source: str, overwrite: bool, **options: Any) -> None:
+    from cropscore_ray.config import LocalizeConfig
+    from cropscore_ray.jobs import localize as job
+    from cropscore_ray.progress import Progress
+
+    fields = {name: options.pop(name) for name in ("classes", "top_k", "mode") if name in options}
+    config = LocalizeConfig(**fields)
+    progress = Progress()
+    with progress.live():
+        record = job.run(
+            command, source=source, config=config, overwrite=overwrite, progress=progress, **options
+        )
+    counts = record["counts"]
+    by_status = ", ".join(f"{n} {status}" for status, n in sorted(counts["by_status"].items()))
+    click.echo(f"{options['out']}: {counts['images']} images ({by_status}), {counts['rows']} rows")
+
+
+@main.command()
+@_bulk_options
+def score(source: str, **options: Any) -> None:
+    """Score the 140 crops of every image.
+
+    SOURCE is a manifest or anything that `index` takes.
+
+    \b
+    Example:
+        cropscore score manifest --model bundle --out scores --classes label
+    """
+    _run_bulk("score", source, **options)
+
+
+@main.command()
+@_bulk_options
+@click.option(
+    "--mode",
+    type=click.Choice(["exact"]),
+    default="exact",
+    show_default=True,
+    help="exact: 140 separate crops.",
+)
+def localize(source: str, **options: Any) -> None:
+    """Find a box for every image and class.
+
+    SOURCE is a manifest or anything that `index` takes. Starting the same command again
+    goes on where it stopped.
+
+    \b
+    Examples:
+        cropscore localize photos --model bundle --out run
+        cropscore localize manifest --split val --model bundle --out s3://bucket/run
+    """
+    _run_bulk("localize", source, **options)
+
+
+@main.command()
+@click.argument("predictions")
+@click.option("--data", required=True, metavar="MANIFEST", help="The truth.")
+@_split_option
+@click.option("--json", "json_path", metavar="FILE", help="Write the same numbers as JSON.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["parquet", "ilsvrc", "devkit"]),
+    default="parquet",
+    show_default=True,
+    help="What PREDICTIONS is.",
+)
+@click.option("--meta", metavar="FILE", help="The development kit's meta file, for devkit.")
+def evaluate(
+    predictions: str,
+    data: str,
+    split: str | None,
+    json_path: str | None,
+    format_: str,
+    meta: str | None,
+) -> None:
+    """Print the ILSVRC errors of predictions beside the baselines.
+
+    PREDICTIONS is a run folder, a predictions table, or a file in an ILSVRC format.
+
+    \b
+    Example:
+        cropscore evaluate run --data manifest --json errors.json
+    """
+    from cropscore_ray.jobs import evaluate as job
+
+    evaluation = job.run(
+        predictions, data, split=split, json_path=json_path, format=format_, meta=meta
+    )
+    click.echo(job.render(evaluation))
+
+
+@main.command()
+@click.argument("predictions")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["ilsvrc", "devkit", "coco", "csv"]),
+    required=True,
+    help="What to write.",
+)
+@click.option("--out", required=True, metavar="FILE", help="The file to write.")
+@click.option("--meta", metavar="FILE", help="The development kit's meta file, for devkit.")
+def export(predictions: str, format_: str, out: str, meta: str | None) -> None:
+    """Write predictions in another format.
+
+    \b
+    Example:
+        cropscore export run --format ilsvrc --out submission.csv
+    """
+    from cropscore_ray.jobs import export as job
+
+    job.run(predictions, format=format_, out=out, meta=meta)
+    click.echo(out)
+
+
+@main.command()
+@click.argument("run")
+@click.option("--out", metavar="FILE.html", help="Where to write it; RUN/report.html without.")
+def report(run: str, out: str | None) -> None:
+    """Draw a run as one HTML page: errors, charts, and a gallery with score maps.
+
+    \b
+    Example:
+        cropscore report run --out report.html
+    """
+    from cropscore_ray.jobs import report as job
+
+    click.echo(job.run(run, out=out))
+
+
+if __name__ == "__main__":
+    main()

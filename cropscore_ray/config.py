@@ -1,0 +1,320 @@
+"""Every setting of a run, as frozen dataclasses that check themselves.
+
+A run is a complete config: recipes (jobs/recipes.py) return one, `--set a.b=VALUE`
+changes one field of it, and the resolved config is written beside every output.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from cropscore_ray.errors import ConfigError
+
+Config = TypeVar("Config")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} is {value!r}, but it must be {rule}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreprocessConfig:
+    """How pixels enter a network; stored in the bundle, so that no stage can drift."""
+
+    input_px: int = 224
+    """Side of every crop that a network sees, in pixels."""
+    frame_px: int = 256
+    """Side to which the 10-crop view scales the whole image before cutting input_px windows."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """RGB mean of values in [0, 1]."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """RGB standard deviation of values in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        _require(
+            32 <= self.input_px <= 1024, "preprocess.input_px", self.input_px, "from 32 to 1024"
+        )
+        _require(
+            self.frame_px >= self.input_px,
+            "preprocess.frame_px",
+            self.frame_px,
+            f"at least preprocess.input_px ({self.input_px})",
+        )
+        _require(min(self.std) > 0, "preprocess.std", self.std, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkConfig:
+    """Which GoogLeNet."""
+
+    architecture: str = "googlenet"
+    """googlenet (torchvision's), inception-bn, or googlenet-small (narrow, for small inputs)."""
+    width: float = 1.0
+    """Channel multiplier of googlenet-small; the others have fixed widths."""
+
+    def __post_init__(self) -> None:
+        known = ("googlenet", "inception-bn", "googlenet-small")
+        _require(
+            self.architecture in known,
+            "network.architecture",
+            self.architecture,
+            "one of " + ", ".join(known),
+        )
+        _require(0 < self.width <= 4, "network.width", self.width, "above 0 and at most 4")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SgdConfig:
+    """One stochastic training: momentum 0.9, one-cycle cosine rate, decay on all weights."""
+
+    epochs: int = 8
+    """Passes over the training images; 0 takes the initial weights as they are."""
+    batch_size: int = 64
+    """Crops a step, over all workers together."""
+    learning_rate: float = 0.01
+    """Peak rate of the cosine schedule (5 % linear warm-up)."""
+    weight_decay: float = 1e-4
+    """L2 decay of weights."""
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes."""
+
+    def check(self, name: str) -> None:
+        """Raise ConfigError if a field breaks its rule; `name` is the dotted prefix."""
+        _require(self.epochs >= 0, f"{name}.epochs", self.epochs, "0 or more")
+        _require(self.batch_size >= 1, f"{name}.batch_size", self.batch_size, "1 or more")
+        _require(self.learning_rate > 0, f"{name}.learning_rate", self.learning_rate, "above 0")
+        _require(
+            0 <= self.label_smoothing < 1,
+            f"{name}.label_smoothing",
+            self.label_smoothing,
+            "from 0 to below 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifierConfig(SgdConfig):
+    """The image-level networks; their probabilities are averaged."""
+
+    init: str | None = None
+    """torchvision:NAME, FILE.pth, inception-bn:FILE.npz, or None for random weights."""
+    num_members: int = 3
+    """Networks, trained one after the other with different seeds."""
+    min_area_fraction: float = 0.08
+    """Smallest part of the image that a training crop covers (GoogLeNet paper: 0.08)."""
+
+    def __post_init__(self) -> None:
+        self.check("classifier")
+        _require(
+            1 <= self.num_members <= 9, "classifier.num_members", self.num_members, "from 1 to 9"
+        )
+        _require(
+            0 < self.min_area_fraction <= 1,
+            "classifier.min_area_fraction",
+            self.min_area_fraction,
+            "above 0 and at most 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScorerConfig(SgdConfig):
+    """The object scoring network: classifier 0 fine-tuned on crops around true boxes."""
+
+    learning_rate: float = 0.003
+    """Peak rate; lower than the classifier's, since this is fine-tuning."""
+    context_fraction: float = 0.1
+    """Margin around an object's box, as a share of its sides."""
+    jitter_fraction: float = 0.1
+    """Largest random shift of each side of a box crop, as a share of its length."""
+    grid_fraction: float = 0.5
+    """Share of training crops that are squares of the 7x7 grid instead of box crops.
+
+    Their target is not a class but the overlap sqrt(coverage * purity) with the object,
+    by binary cross-entropy on the class's logit: the poster's fine-tuning alone never
+    shows the network a crop as partial as the grid's (METHOD sections 7 and 9). 0 gives
+    the poster's fine-tuning.
+    """
+
+    def __post_init__(self) -> None:
+        self.check("scorer")
+        for name in ("context_fraction", "jitter_fraction", "grid_fraction"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"scorer.{name}", value, "from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalizerConfig:
+    """The regressor from 140 scores to a box, shared and then per class."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers, each followed by ReLU."""
+    normalization: str = "zscore"
+    """Of each image's 140 scores: zscore, l2 or raw."""
+    loss: str = "l2"
+    """l2 (the poster's Euclidean loss) or l1, on corner fractions of the image's sides."""
+    epochs: int = 60
+    """Passes of the shared training; the best epoch on held-back images is kept."""
+    batch_size: int = 128
+    """Images a step."""
+    learning_rate: float = 1e-3
+    """Peak rate of Adam, cosine schedule."""
+    weight_decay: float = 1e-3
+    """Decoupled decay (AdamW)."""
+    dropout: float = 0.1
+    """After each hidden layer, in the shared training."""
+    held_back_fraction: float = 0.15
+    """Share of the localizer's images that choose the epoch and fit the confidence."""
+    classwise_epochs: int = 30
+    """Full-batch steps of the class-wise fine-tuning; 0 leaves the shared regressor."""
+    classwise_learning_rate: float = 3e-4
+    """Rate of Adam in class-wise fine-tuning."""
+    classwise_pull: float = 1e-2
+    """Weight of the squared distance to the shared weights (L2-SP)."""
+    classwise_min_images: int = 20
+    """Classes with fewer training images keep the shared regressor."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.hidden) >= 1, "localizer.hidden", self.hidden, "at least one width")
+        known = ("zscore", "l2", "raw")
+        _require(
+            self.normalization in known,
+            "localizer.normalization",
+            self.normalization,
+            "one of " + ", ".join(known),
+        )
+        _require(self.loss in ("l1", "l2"), "localizer.loss", self.loss, "l1 or l2")
+        _require(self.epochs >= 1, "localizer.epochs", self.epochs, "1 or more")
+        _require(
+            0 < self.held_back_fraction < 1,
+            "localizer.held_back_fraction",
+            self.held_back_fraction,
+            "above 0 and below 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """A whole training: what a recipe returns."""
+
+    recipe: str
+    """Name of the recipe that this config began as."""
+    seed: int = 0
+    """Of weights, crops and splits."""
+    num_workers: int = 1
+    """Ray Train workers."""
+    use_gpu: bool | None = None
+    """None: a GPU a worker where the cluster has one."""
+    localizer_fraction: float = 0.5
+    """Share of the boxed training images that the scorer never sees.
+
+    The localizer trains on the scores of these: on images that the scorer has learnt,
+    scores are cleaner than they will ever be again (METHOD row 15).
+    """
+    max_localizer_images: int | None = None
+    """Cap on the images scored for the localizer; None: all of them."""
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    scorer: ScorerConfig = field(default_factory=ScorerConfig)
+    localizer: LocalizerConfig = field(default_factory=LocalizerConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.num_workers >= 1, "num_workers", self.num_workers, "1 or more")
+        _require(
+            0 < self.localizer_fraction < 1,
+            "localizer_fraction",
+            self.localizer_fraction,
+            "above 0 and below 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalizeConfig:
+    """What a bulk run computes; part of the run's identity."""
+
+    mode: str = "exact"
+    """exact: 140 separate crops, as the poster."""
+    classes: str = "both"
+    """predicted: ranks 1 to top_k; label: rank 0, the manifest's class; both."""
+    top_k: int = 5
+    """Predicted classes an image."""
+    part_images: int = 256
+    """Images a part: one file, and the work that a lost node costs at most."""
+    max_megapixels: float = 178.0
+    """Larger images are not decoded (status too_large); Pillow's own bomb limit."""
+
+    def __post_init__(self) -> None:
+        _require(self.mode in ("exact",), "mode", self.mode, "exact")
+        known = ("predicted", "label", "both")
+        _require(self.classes in known, "classes", self.classes, "one of " + ", ".join(known))
+        _require(1 <= self.top_k <= 1000, "top_k", self.top_k, "from 1 to 1000")
+        _require(self.part_images >= 1, "part_images", self.part_images, "1 or more")
+        _require(self.max_megapixels > 0, "max_megapixels", self.max_megapixels, "above 0")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config as plain JSON values."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def from_dict(kind: type[Config], values: dict[str, Any], *, where: str = "") -> Config:
+    """Build a config from plain values; ConfigError names an unknown or mistyped field."""
+    hints = typing.get_type_hints(kind)
+    kwargs = {}
+    for name, value in values.items():
+        dotted = f"{where}{name}"
+        if name not in hints:
+            raise ConfigError(
+                f"there is no setting {dotted!r}", hint=f"known here: {', '.join(hints)}"
+            )
+        kwargs[name] = _convert(hints[name], value, dotted)
+    return kind(**kwargs)
+
+
+def _convert(hint: Any, value: Any, dotted: str) -> Any:
+    """Return a plain value as the annotated type, or raise ConfigError."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_dict(hint, value, where=f"{dotted}.")
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        origin = typing.get_origin(option)
+        if option is type(None) and value is None:
+            return None
+        if origin is tuple and isinstance(value, list | tuple):
+            return tuple(value)
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option in (int, bool, str) and type(value) is option:
+            return value
+    raise ConfigError(f"{dotted} is {value!r}, but it must be {hint}")
+
+
+def with_settings(config: Config, settings: list[str]) -> Config:
+    """Return the config with `a.b=VALUE` settings applied; values are JSON or bare words."""
+    values = to_dict(config)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting!r} has no '='", hint="write --set scorer.epochs=3")
+        *folders, leaf = path.strip().split(".")
+        inner = values
+        for depth, name in enumerate(folders):
+            inner = inner.get(name) if isinstance(inner, dict) else None  # type: ignore[assignment]
+            if not isinstance(inner, dict):
+                raise ConfigError(f"there is no setting {'.'.join(folders[: depth + 1])!r}")
+        inner[leaf] = _parse(text)
+    return from_dict(type(config), values)
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"None": None, "True": True, "False": False}.get(text, text)

@@ -1,0 +1,64 @@
+"""Read one image's annotation: Pascal VOC's XML, which ILSVRC uses too, or Kaggle's string.
+
+Both count inclusive pixels; what comes back is half-open (records.half_open).
+"""
+
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+
+from cropscore_ray import storage
+from cropscore_ray.datasets.records import Box, Size, half_open, parse_box, parse_size
+from cropscore_ray.errors import StorageError
+
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Annotation:
+    """The objects of one image; `<filename>` is not read, as it is sometimes a bare `%s`."""
+
+    objects: list[tuple[str | None, Box]]
+    """Name and half-open box of each object; boxes of an object's parts are not among them."""
+    size: Size | None
+    """Width and height in pixels that the file states."""
+    unreadable: list[str]
+    """Names of objects whose box is not four numbers."""
+
+
+def read_annotation(uri: str) -> Annotation | str:
+    """Read an annotation from a file; the reason if that cannot be done."""
+    try:
+        return parse_annotation(storage.read_bytes(uri))
+    except (StorageError, ElementTree.ParseError, ValueError, LookupError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def parse_annotation(data: bytes) -> Annotation:
+    """Parse an XML annotation; ElementTree.ParseError, or ValueError for its encoding."""
+    root = ElementTree.fromstring(data)
+    objects: list[tuple[str | None, Box]] = []
+    unreadable: list[str] = []
+    for element in root.iterfind("object"):
+        name = element.findtext("name", "").strip()
+        box = parse_box([element.findtext(f"bndbox/{side}", "") for side in SIDES])
+        if box is None:
+            unreadable.append(name)
+        else:
+            objects.append((name or None, half_open(box)))
+    size = parse_size(root.findtext("size/width"), root.findtext("size/height"))
+    return Annotation(objects=objects, size=size, unreadable=unreadable)
+
+
+def parse_solution(prediction: str) -> Annotation:
+    """Parse Kaggle's `wnid xmin ymin xmax ymax`, repeated for each box."""
+    words = prediction.split()
+    objects: list[tuple[str | None, Box]] = []
+    unreadable: list[str] = []
+    for start in range(0, len(words), 5):
+        name, *numbers = words[start : start + 5]
+        box = parse_box(numbers)
+        if box is None:
+            unreadable.append(name)
+        else:
+            objects.append((name, half_open(box)))
+    return Annotation(objects=objects, size=None, unreadable=unreadable)

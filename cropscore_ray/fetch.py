@@ -1,0 +1,76 @@
+"""Encoded images from wherever their URIs point, many at once.
+
+A fetch never raises: what could not be had is an ImageError in its place, and becomes a
+row with a status.
+"""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from cropscore_ray import storage
+from cropscore_ray.errors import ImageError, StorageError
+
+CONNECTIONS = 32
+
+_MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
+_DENIED = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+
+
+def fetch_images(uris: Iterable[str]) -> list[bytes | ImageError]:
+    """Return each URI's bytes, or the ImageError that says why not, in order."""
+    with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="fetch") as pool:
+        return list(pool.map(_fetch, uris))
+
+
+def _fetch(uri: str) -> bytes | ImageError:
+    try:
+        return fetch_image(uri)
+    except ImageError as error:
+        return error
+
+
+def fetch_image(uri: str) -> bytes:
+    """Return an image's bytes; ImageError with status missing, denied or unreachable."""
+    if uri.startswith("s3://"):
+        return _from_s3(uri)
+    try:
+        if storage.is_remote(uri):
+            return storage.read_bytes(uri)
+        with open(storage.absolute_uri(uri), "rb") as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise ImageError("missing", f"no file {uri}") from error
+    except PermissionError as error:
+        raise ImageError("denied", f"no permission to read {uri}") from error
+    except (OSError, StorageError) as error:
+        raise ImageError("unreachable", f"{uri}: {error}"[:300]) from error
+
+
+def _from_s3(uri: str) -> bytes:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    try:
+        return bytes(_s3_client().get_object(Bucket=bucket, Key=key)["Body"].read())
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = "missing" if code in _MISSING else "denied" if code in _DENIED else "unreachable"
+        raise ImageError(status, f"{uri}: {code}: {error}"[:300]) from error
+    except (BotoCoreError, OSError) as error:
+        raise ImageError("unreachable", f"{uri}: {type(error).__name__}: {error}"[:300]) from error
+
+
+@cache
+def _s3_client() -> Any:
+    """One client a process: it is thread-safe, and obeys AWS_ENDPOINT_URL and profiles."""
+    retries = {"mode": "standard", "total_max_attempts": 6}  # backs off with jitter
+    config = Config(
+        retries=retries, max_pool_connections=CONNECTIONS, connect_timeout=10, read_timeout=60
+    )
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
+    return boto3.client("s3", config=config)

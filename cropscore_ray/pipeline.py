@@ -1,0 +1,213 @@
+"""The bulk run on Ray Data: read -> fetch -> score -> box -> Parquet, as one chain.
+
+The unit that travels is a part: consecutive rows of the manifest, one block from the read
+to the file (run_folder). A part's file has the part's number for a name, so a part that
+is done twice leaves one file, and a restart does the parts that have none. Nothing here
+computes: the stages of predict.py do.
+"""
+
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy, DataContext
+
+from cropscore_ray import fetch, run_folder, runtime, schema, storage
+from cropscore_ray.bundle import load_bundle
+from cropscore_ray.config import LocalizeConfig
+from cropscore_ray.errors import CropscoreError, ImageError
+from cropscore_ray.manifest import Manifest
+from cropscore_ray.predict import STAGES
+from cropscore_ray.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, Counter[str]], None]
+"""Called with images done, images in all, and images by status so far."""
+
+_ROW_COLUMNS = ["image_id", "image_uri", "width_px", "height_px", "class_index"]
+_DATA_COLUMNS = {"part": pa.int64(), "data": pa.large_binary()}
+_DATA_COLUMNS |= {"fetch_status": pa.string(), "fetch_error": pa.string()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BulkRun:
+    """What the workers of one run must know; travels with every task."""
+
+    command: str
+    """A key of predict.STAGES."""
+    model_uri: str
+    manifest_uri: str
+    split: str | None
+    config: LocalizeConfig
+    class_map: list[int | None]
+    """The model's index of each of the manifest's classes, None where it has none."""
+    folder: RunFolder
+
+
+def run_parts(run: BulkRun, manifest: Manifest, *, progress: Progress | None = None) -> None:
+    """Do every part of a run that is not done yet, and complete its run.json.
+
+    Args:
+        run: what to do.
+        manifest: the rows of the run's split, in the order of image_id.
+        progress: told whenever a part is written.
+
+    Raises:
+        CropscoreError: a worker failed; what is written stays, the same command goes on.
+    """
+    began = time.monotonic()
+    ids = manifest.table["image_id"].to_numpy()
+    size = run.config.part_images
+    done = run.folder.done_parts()
+    starts = range(0, len(ids), size)
+    parts = [
+        {
+            "part": number,
+            "first_id": int(ids[start]),
+            "last_id": int(ids[min(start + size, len(ids)) - 1]),
+        }
+        for number, start in enumerate(starts)
+        if number not in done
+    ]
+    num_todo = sum(len(ids[part["part"] * size :][:size]) for part in parts)
+    by_status: Counter[str] = Counter()
+    num_done = len(ids) - num_todo
+    if parts:
+        for summary in _chain(run, parts).iter_rows():
+            num_done += summary["images"]
+            by_status.update(json.loads(summary["by_status"]))
+            if progress:
+                progress(num_done, len(ids), by_status)
+    _complete(run.folder, time.monotonic() - began)
+    rate = num_todo / max(time.monotonic() - began, 1e-9)
+    logger.info("%s: %d images, %.2f images/s", run.command, num_todo, rate)
+
+
+def _chain(run: BulkRun, parts: list[dict[str, int]]) -> ray.data.Dataset:
+    """Return the lazy chain over the parts; its rows are summaries of written parts."""
+    runtime.connect()
+    context = DataContext.get_current()
+    context.execution_options.verbose_progress = False
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # waiting for GPU nodes is no failure
+    context.target_max_block_size = None  # a part stays one block, however large its images
+    gpus = runtime.num_gpus()
+    pool = min(len(parts), gpus or runtime.num_nodes())
+    resources = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 1}
+    return (
+        ray.data.from_items(parts, override_num_blocks=len(parts))
+        .map_batches(read_part, fn_args=(run,), batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+        .map_batches(
+            StageActor,
+            fn_constructor_args=(run,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=pool),
+            **resources,
+        )
+        .map_batches(
+            write_part, fn_args=(run,), batch_size=None, batch_format="pyarrow", num_cpus=0.5
+        )
+    )
+
+
+def read_part(part: pa.Table, run: BulkRun) -> pa.Table:
+    """Return the manifest rows of one part, with their images' bytes or why there are none."""
+    [item] = part.to_pylist()
+    ids = pads.field("image_id")
+    chosen = (ids >= item["first_id"]) & (ids <= item["last_id"])
+    if run.split is not None:
+        chosen &= pads.field("split") == run.split
+    rows = _manifest(run.manifest_uri).to_table(columns=_ROW_COLUMNS, filter=chosen)
+    rows = rows.sort_by("image_id").replace_schema_metadata(None).to_pylist()
+    fetched = fetch.fetch_images(row["image_uri"] for row in rows)
+    for row, one in zip(rows, fetched, strict=True):
+        failed = isinstance(one, ImageError)
+        index = row["class_index"]
+        row |= {
+            "class_index": None if index is None else run.class_map[index],
+            "part": item["part"],
+            "data": None if failed else one,
+            "fetch_status": one.status if failed else None,
+            "fetch_error": str(one) if failed else None,
+        }
+    fields = [schema.MANIFEST.field(name) for name in _ROW_COLUMNS]
+    return pa.Table.from_pylist(rows, schema=pa.schema([*fields, *_DATA_COLUMNS.items()]))
+
+
+@cache
+def _manifest(uri: str) -> pads.Dataset:
+    return storage.open_table(uri)
+
+
+class StageActor:
+    """One model on one GPU (or on one node's cores): a part's rows in, table rows out."""
+
+    def __init__(self, run: BulkRun) -> None:
+        if not torch.cuda.is_available():
+            torch.set_num_threads(os.cpu_count() or 1)  # Ray sets one thread a CPU asked for
+        self.stage = STAGES[run.command](load_bundle(run.model_uri), run.config)
+
+    def __call__(self, part: pa.Table) -> pa.Table:
+        """Return the part's rows of the run's table, with the part's number added."""
+        numbers = pc.unique(part["part"])
+        assert len(numbers) == 1, "a block holds one part"
+        rows = part.to_pylist()
+        fetched = [
+            row["data"]
+            if row["fetch_status"] is None
+            else ImageError(row["fetch_status"], row["fetch_error"])
+            for row in rows
+        ]
+        table = schema.rows_to_table(self.stage(rows, fetched), self.stage.schema)
+        number = pa.array([numbers[0].as_py()] * len(table), pa.int64())
+        return table.append_column("part", number)
+
+
+def write_part(table: pa.Table, run: BulkRun) -> pa.Table:
+    """Write a part's rows as its file; return a summary of one row."""
+    [number] = pc.unique(table["part"]).to_pylist()
+    rows = table.drop_columns("part").cast(STAGES[run.command].schema)
+    storage.write_table(run.folder.part_uri(number), rows)
+    by_status = _images_by_status(rows)
+    return pa.table({"images": [sum(by_status.values())], "by_status": [json.dumps(by_status)]})
+
+
+def _images_by_status(rows: pa.Table) -> dict[str, int]:
+    images = rows.group_by("image_id").aggregate([("status", "min")])
+    counts = pc.value_counts(images["status_min"]).to_pylist()
+    return {one["values"]: one["counts"] for one in counts}
+
+
+def _complete(folder: RunFolder, wall_s: float) -> None:
+    rows = storage.read_table(folder.table_uri, columns=["image_id", "status"])
+    by_status = _images_by_status(rows)
+    times = folder.record["times"]
+    folder.update(
+        counts={"images": sum(by_status.values()), "rows": len(rows), "by_status": by_status},
+        times={
+            **times,
+            "finished_at": run_folder.now(),
+            "wall_s": round(times["wall_s"] + wall_s, 3),
+        },
+        complete=True,
+    )
+
+
+def class_map(manifest: Manifest, model_classes: list[schema.ImageClass]) -> list[int | None]:
+    """Return the model's index of each of the manifest's classes, matched by id."""
+    index = {one.id: i for i, one in enumerate(model_classes)}
+    return [index.get(one.id) for one in manifest.classes]

@@ -1,0 +1,173 @@
+"""Files and tables on a local disk or in an object store, behind one URI.
+
+A URI is a path, `file://…`, or `s3://bucket/key` (and whatever else pyarrow can open).
+S3 obeys the usual AWS settings, AWS_ENDPOINT_URL included. This module does not know
+what the tables mean.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from cropscore_ray.errors import DataError, StorageError
+
+FILE_SCHEME = "file://"
+
+
+def is_remote(uri: str) -> bool:
+    """Tell whether a URI names something other than a local path."""
+    return "://" in uri and not uri.startswith(FILE_SCHEME)
+
+
+def absolute_uri(uri: str) -> str:
+    """Return the same location, independent of the working directory, without a last slash."""
+    if is_remote(uri):
+        return uri.rstrip("/")
+    return os.path.abspath(uri.removeprefix(FILE_SCHEME))
+
+
+def join(uri: str, *parts: str) -> str:
+    """Return the URI of something inside a folder."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+@contextmanager
+def _explained(action: str, uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = str(error).splitlines()[0][:300]
+        hint = "check the path, its permissions and, for s3://, the AWS settings"
+        raise StorageError(f"cannot {action} {uri}: {reason}", hint=hint) from error
+
+
+@cache
+def _remote_filesystem(scheme_and_bucket: str) -> pafs.FileSystem:
+    # Non-AWS stores refuse the trailing checksums that newer SDKs add by default.
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
+    return pafs.FileSystem.from_uri(scheme_and_bucket)[0]
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Return the file system of a URI and the path inside it; StorageError if unknown."""
+    if not is_remote(uri):
+        return pafs.LocalFileSystem(), absolute_uri(uri)
+    scheme, _, path = uri.partition("://")
+    with _explained("open", uri):
+        return _remote_filesystem(f"{scheme}://{path.split('/')[0]}"), path.rstrip("/")
+
+
+def exists(uri: str) -> bool:
+    """Tell whether a file or a folder is there."""
+    fs, path = filesystem(uri)
+    with _explained("look at", uri):
+        return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def is_folder(uri: str) -> bool:
+    """Tell whether a URI names a folder (on S3: a prefix with something below it)."""
+    fs, path = filesystem(uri)
+    with _explained("look at", uri):
+        return bool(fs.get_file_info(path).type == pafs.FileType.Directory)
+
+
+def list_files(uri: str) -> list[str]:
+    """Return the URIs of all files below a folder, sorted; an empty list if there is none."""
+    fs, path = filesystem(uri)
+    with _explained("list", uri):
+        selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+        files = [info.path for info in fs.get_file_info(selector) if info.is_file]
+    prefix = f"{uri.partition('://')[0]}://" if is_remote(uri) else ""
+    return sorted(prefix + file for file in files)
+
+
+def read_bytes(uri: str) -> bytes:
+    """Return a file's content; StorageError says why it could not be read."""
+    fs, path = filesystem(uri)
+    with _explained("read", uri), fs.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+@contextmanager
+def _atomic_output(uri: str) -> Iterator[Any]:
+    """Open a file that appears whole or not at all.
+
+    An object store shows an object when its upload ends; on a disk the same comes from
+    writing beside the target, under a name that Parquet readers pass over, and renaming.
+    """
+    fs, path = filesystem(uri)
+    if is_remote(uri):
+        with _explained("write", uri), fs.open_output_stream(path) as stream:
+            yield stream
+        return
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with _explained("write", uri):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as stream:
+                yield stream
+            partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file so that nobody sees half of it."""
+    with _atomic_output(uri) as stream:
+        stream.write(data)
+
+
+def read_json(uri: str) -> Any:
+    """Return the value of a JSON file; DataError if it is not JSON."""
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise DataError(f"{uri}: not JSON: {error}") from error
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_table(uri: str, table: pa.Table, *, row_group_rows: int | None = None) -> None:
+    """Write one Parquet file so that nobody sees half of it."""
+    with _atomic_output(uri) as stream:
+        pq.write_table(table, stream, row_group_size=row_group_rows, compression="zstd")
+
+
+def open_table(uri: str) -> pads.Dataset:
+    """Open a Parquet file, or all Parquet files below a folder, without reading rows."""
+    files = list_files(uri) if is_folder(uri) else [uri]
+    files = [file for file in files if file.endswith(".parquet") and "/." not in file]
+    if not files or not exists(files[0]):
+        raise DataError(f"{uri}: no Parquet table here", hint="check the path")
+    fs, _ = filesystem(uri)
+    with _explained("read", uri):
+        return pads.dataset([filesystem(file)[1] for file in files], filesystem=fs)
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """Return a whole Parquet table (one file, or all below a folder in the order of names)."""
+    dataset = open_table(uri)
+    with _explained("read", uri):
+        return dataset.to_table(columns=columns).replace_schema_metadata(dataset.schema.metadata)
+
+
+def delete_folder(uri: str) -> None:
+    """Delete a folder and all below it; nothing happens if there is none."""
+    fs, path = filesystem(uri)
+    with _explained("delete", uri):
+        if exists(uri):
+            fs.delete_dir(path)

@@ -1,0 +1,164 @@
+"""Ray Train around the trainings: workers, checkpoints, resume, and a line of progress.
+
+A training is a function of a `Worker`; `fit` runs it on Ray workers and returns what
+rank 0 returned. Checkpoints go below the bundle, so that the same command started again
+goes on where it stopped.
+"""
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.util.queue import Empty, Queue
+
+from cropscore_ray import runtime, storage
+from cropscore_ray.errors import CropscoreError
+from cropscore_ray.networks import Network
+from cropscore_ray.training.sgd import State, Worker
+
+Progress = Callable[[str, int, int, float], None]
+Training = Callable[[Worker], Any]
+
+_STATE_FILE = "state.pt"
+_MAX_FAILURES = 3
+_PROGRESS_S = 0.3
+
+
+def fit(
+    training: Training,
+    *,
+    name: str,
+    storage_uri: str,
+    num_workers: int,
+    use_gpu: bool | None,
+    progress: Progress | None = None,
+) -> Any:
+    """Run a training on Ray Train workers and return rank 0's result.
+
+    Args:
+        training: called in every worker; must be picklable.
+        name: of the training; the same name and storage go on from the last checkpoint.
+        storage_uri: a folder that all nodes can write.
+        num_workers: processes.
+        use_gpu: one GPU each; None: if the cluster has that many.
+        progress: called in this process as steps are taken.
+
+    Raises:
+        CropscoreError: a worker failed more than three times.
+    """
+    runtime.connect()
+    on_gpu = runtime.num_gpus() >= num_workers if use_gpu is None else use_gpu
+    fs, path = storage.filesystem(storage_uri)
+    queue = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        _worker_loop,
+        train_loop_config={"training": training, "queue": queue},
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=on_gpu),
+        run_config=RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=fs,
+            failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    with _Listener(queue, progress):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise CropscoreError(
+                f"training {name} failed: {_innermost(error)}",
+                hint="start the same command again to go on from its last checkpoint",
+            ) from error
+    queue.shutdown()
+    return result.return_value
+
+
+def _worker_loop(loop_config: dict[str, Any]) -> Any:
+    context = ray.train.get_context()
+    queue: Queue = loop_config["queue"]
+    rank = context.get_world_rank()
+
+    last_s = 0.0
+
+    def progress(name: str, done: int, total: int, loss: float) -> None:
+        nonlocal last_s
+        if rank == 0 and (done == total or time.monotonic() - last_s > _PROGRESS_S):
+            last_s = time.monotonic()
+            queue.put((name, done, total, loss))
+
+    worker = Worker(
+        rank=rank,
+        num_workers=context.get_world_size(),
+        device=get_device(),
+        wrap=_wrap,
+        checkpoint=_report,
+        progress=progress,
+        resumed=_resumed_state(),
+    )
+    result = loop_config["training"](worker)
+    return result if rank == 0 else None
+
+
+def _wrap(network: Network) -> torch.nn.Module:
+    module: torch.nn.Module = prepare_model(network)
+    return module
+
+
+def _report(metrics: dict[str, Any], state: State) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
+        if ray.train.get_context().get_world_rank() == 0:
+            torch.save(state, Path(folder) / _STATE_FILE)
+            checkpoint = Checkpoint.from_directory(folder)
+        ray.train.report(metrics, checkpoint=checkpoint)
+
+
+def _resumed_state() -> State | None:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        state: State = torch.load(
+            Path(folder) / _STATE_FILE, map_location="cpu", weights_only=True
+        )
+    return state
+
+
+def _innermost(error: BaseException) -> str:
+    """Return the last line of a remote failure: what a person can act on."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+class _Listener:
+    """Hands what workers put into the queue to `progress`, on a thread of this process."""
+
+    def __init__(self, queue: Queue, progress: Progress | None) -> None:
+        self.queue = queue
+        self.progress = progress
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _listen(self) -> None:
+        while not self._stop.is_set():
+            try:
+                event = self.queue.get(timeout=0.5)
+            except Empty:
+                continue
+            if self.progress:
+                self.progress(*event)

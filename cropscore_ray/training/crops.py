@@ -1,0 +1,181 @@
+"""Training crops: which part of which image, and what the network should say of it.
+
+A sampler draws a crop for one image; `CropDataset` decodes, cuts and mirrors it. What is
+drawn depends on (seed, epoch, image) alone, not on batch size, workers or order.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cropscore_ray import fetch, geometry, grid, images
+from cropscore_ray.config import ClassifierConfig, PreprocessConfig, ScorerConfig
+from cropscore_ray.errors import DataError, ImageError
+
+logger = logging.getLogger(__name__)
+
+NO_OVERLAP = math.nan
+"""Overlap of a crop whose target is its class."""
+
+_ATTEMPTS = 100  # an image set with this many unreadable images in a row is no image set
+
+Box = NDArray[np.float64]
+Sampler = Callable[[np.random.Generator, Box], tuple[Box, float]]
+"""From a generator and the true boxes (unit, (M, 4)) to a unit crop and its overlap."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledImages:
+    """Images with their classes and true boxes, as columns."""
+
+    uris: list[str]
+    classes: NDArray[np.int64]
+    boxes: list[Box]
+    """Pixels of the original image, (M, 4); empty where there are none."""
+
+    def __len__(self) -> int:
+        return len(self.uris)
+
+
+def classifier_sampler(config: ClassifierConfig) -> Sampler:
+    """Draw random parts of the image, as GoogLeNet was trained.
+
+    Area from min_area_fraction to 1, aspect from 3/4 to 4/3 (Szegedy et al. 2014, section 6).
+    """
+
+    def sample(rng: np.random.Generator, boxes_M4: Box) -> tuple[Box, float]:
+        area = rng.uniform(config.min_area_fraction, 1.0)
+        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        width = min(1.0, math.sqrt(area * aspect))
+        height = min(1.0, math.sqrt(area / aspect))
+        left, top = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
+        return np.array([left, top, left + width, top + height]), NO_OVERLAP
+
+    return sample
+
+
+def scorer_sampler(config: ScorerConfig) -> Sampler:
+    """Draw a true box with context and jitter, or a square of the grid with its overlap."""
+
+    def sample(rng: np.random.Generator, boxes_M4: Box) -> tuple[Box, float]:
+        if rng.random() < config.grid_fraction:
+            return _sample_square(rng, boxes_M4)
+        box = boxes_M4[rng.integers(len(boxes_M4))]
+        sides = np.tile(box[2:] - box[:2], 2)
+        context = np.array([-1, -1, 1, 1]) * config.context_fraction
+        jitter = rng.uniform(-config.jitter_fraction, config.jitter_fraction, 4)
+        return np.clip(box + sides * (context + jitter), 0.0, 1.0), NO_OVERLAP
+
+    return sample
+
+
+def _sample_square(rng: np.random.Generator, boxes_M4: Box) -> tuple[Box, float]:
+    """Draw a square so that all overlaps, from none to full, are seen alike often."""
+    overlaps = square_overlaps(boxes_M4)
+    distance = np.abs(overlaps - rng.uniform(0.0, overlaps.max()))
+    near = np.flatnonzero(distance <= max(0.05, distance.min()))
+    chosen = rng.choice(near)
+    return grid.unit_squares()[chosen], float(overlaps[chosen])
+
+
+def square_overlaps(boxes_M4: Box) -> NDArray[np.float64]:
+    """Return sqrt(coverage * purity) of each square with the box it fits best, (140,).
+
+    0 beside the objects, 1 where square and box are one (METHOD section 8).
+    """
+    best = np.zeros(grid.NUM_SQUARES)
+    for box in boxes_M4:
+        coverage, purity = geometry.coverage_and_purity(grid.unit_squares(), box)
+        best = np.maximum(best, np.sqrt(coverage * purity))
+    return best
+
+
+class CropDataset(Dataset[dict[str, Any]]):
+    """One crop an image and epoch; an unreadable image is replaced by the next one."""
+
+    def __init__(
+        self, data: LabelledImages, sampler: Sampler, preprocess: PreprocessConfig, seed: int
+    ) -> None:
+        self.data = data
+        self.sampler = sampler
+        self.preprocess = preprocess
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return crop (3, S, S) float32, class_index, overlap, and how many images failed."""
+        for num_failed in range(_ATTEMPTS):
+            at = (index + num_failed) % len(self)
+            try:
+                crop, overlap = self._crop(at)
+            except ImageError as error:
+                logger.warning("left out of training: %s (%s)", error, error.status)
+                continue
+            class_index = int(self.data.classes[at])
+            return {
+                "crop": crop,
+                "class_index": class_index,
+                "overlap": overlap,
+                "num_failed": num_failed,
+            }
+        raise DataError(
+            f"{_ATTEMPTS} training images in a row cannot be read, the last: "
+            f"{self.data.uris[at]}",
+            hint="check the storage's settings and the manifest's image_uri column",
+        )
+
+    def _crop(self, index: int) -> tuple[Tensor, float]:
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        pixels = images.decode(fetch.fetch_image(self.data.uris[index]))
+        height, width = pixels.shape[:2]
+        sides = np.array([width, height, width, height])
+        unit, overlap = self.sampler(rng, self.data.boxes[index] / sides)
+        box = at_least_one_pixel(unit * sides, width, height)
+        crop = images.crop(pixels, box[None], self.preprocess.input_px)[0]
+        crop = crop.flip(2) if rng.random() < 0.5 else crop
+        return images.normalize(crop, self.preprocess), overlap
+
+
+def at_least_one_pixel(box: Box, width_px: int, height_px: int) -> Box:
+    """Return the box moved and widened so that it covers a pixel of the image."""
+    left, top = min(box[0], width_px - 1.0), min(box[1], height_px - 1.0)
+    return np.array([left, top, max(box[2], left + 1.0), max(box[3], top + 1.0)])
+
+
+def epoch_order(num_images: int, seed: int, epoch: int, rank: int, num_workers: int) -> list[int]:
+    """Return the images that one worker sees in one epoch: equally many for each worker.
+
+    A seeded shuffle, dealt out; the last images of a shuffle that does not divide are left
+    to the next epoch, since all workers must take the same number of steps.
+    """
+    order = np.random.default_rng((seed, epoch, 0x5EED)).permutation(num_images)
+    share = max(1, num_images // num_workers)
+    return [int(i) for i in order[rank::num_workers][:share]]
+
+
+def crop_loss(logits_NC: Tensor, batch: dict[str, Tensor], label_smoothing: float) -> Tensor:
+    """Return the mean loss of a batch: cross-entropy of class crops, overlap of squares.
+
+    The overlap is learnt by binary cross-entropy on the class's own logit, the very number
+    that becomes the feature.
+    """
+    is_square = ~batch["overlap"].isnan()
+    class_loss = torch.nn.functional.cross_entropy(
+        logits_NC, batch["class_index"], reduction="none", label_smoothing=label_smoothing
+    )
+    own_logit = logits_NC.gather(1, batch["class_index"][:, None])[:, 0]
+    overlap_loss = torch.nn.functional.binary_cross_entropy_with_logits(
+        own_logit, batch["overlap"].nan_to_num(0.0), reduction="none"
+    )
+    return torch.where(is_square, overlap_loss, class_loss).mean()

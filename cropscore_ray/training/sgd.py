@@ -1,0 +1,220 @@
+"""Stochastic training of networks in a plain process; one of several workers, or alone.
+
+What is particular to a cluster (gradients averaged over workers, checkpoints that outlive
+a node) enters through `Worker`, so that the same loop runs in a test without Ray.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from cropscore_ray.config import SgdConfig
+from cropscore_ray.errors import DataError
+from cropscore_ray.networks import Network, best_dtype
+from cropscore_ray.training.crops import CropDataset, crop_loss, epoch_order
+
+logger = logging.getLogger(__name__)
+
+_MOMENTUM = 0.9
+_WARM_UP = 0.05
+_GPU_LOADERS = 8
+
+State = dict[str, Any]
+
+
+def _plain(network: Network) -> nn.Module:
+    return network
+
+
+def _ignore(metrics: dict[str, Any], state: State) -> None:
+    del metrics, state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """One process of a training: its place among the workers, and how it reaches them."""
+
+    rank: int = 0
+    num_workers: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    wrap: Callable[[Network], nn.Module] = _plain
+    """Makes gradients common to all workers."""
+    checkpoint: Callable[[dict[str, Any], State], None] = _ignore
+    """Called by all workers after every epoch."""
+    progress: Callable[[str, int, int, float], None] = lambda name, done, total, loss: None
+    """Told the network's name, steps done, steps in all and the running loss."""
+    resumed: State | None = None
+    """The state of the last checkpoint of a training that was stopped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkTask:
+    """One network to train: its name in the bundle, first weights, crops and settings."""
+
+    name: str
+    make: Callable[[], Network]
+    dataset: CropDataset
+    config: SgdConfig
+    seed: int
+
+
+def train_networks(tasks: list[NetworkTask], worker: Worker) -> dict[str, State]:
+    """Train networks one after the other; go on after the last checkpoint if there is one.
+
+    Returns:
+        for each task's name, {"weights": state dict on the CPU, "metrics": of its epochs}.
+    """
+    state = worker.resumed or {"finished": {}, "current": None}
+    for task in tasks:
+        if task.name not in state["finished"]:
+            state = _train_network(task, worker, state)
+    return dict(state["finished"])
+
+
+def _train_network(task: NetworkTask, worker: Worker, state: State) -> State:
+    torch.manual_seed(task.seed)
+    network = task.make().to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = worker.wrap(network)
+    loader = _loader(task, worker)
+    optimizer, schedule = _optimizer(module, task.config, len(loader))
+    history: list[dict[str, float]] = []
+    if state["current"]:
+        network.load_state_dict(state["current"]["network"])
+        optimizer.load_state_dict(state["current"]["optimizer"])
+        schedule.load_state_dict(state["current"]["schedule"])
+        history = state["current"]["history"]
+    for epoch in range(len(history), task.config.epochs):
+        torch.manual_seed(task.seed + epoch)  # dropout, also after a restart
+        loss = _epoch(task, worker, module, loader, optimizer, schedule, epoch)
+        history = [*history, {"epoch": epoch + 1, **loss}]
+        current = {
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "history": history,
+        }
+        worker.checkpoint(
+            {"network": task.name, **history[-1]},
+            {"finished": state["finished"], "current": current},
+        )
+    weights = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    finished = {**state["finished"], task.name: {"weights": weights, "metrics": history}}
+    return {"finished": finished, "current": None}
+
+
+def _loader(task: NetworkTask, worker: Worker) -> DataLoader[dict[str, Any]]:
+    order = _EpochOrder(task, worker)
+    per_worker = max(1, task.config.batch_size // worker.num_workers)
+    on_gpu = worker.device.type == "cuda"
+    if len(order) == 0:
+        raise DataError(
+            f"{task.name}: there is no labelled training image",
+            hint="does the manifest's training split carry classes and, for the scorer, boxes?",
+        )
+    return DataLoader(
+        task.dataset,
+        batch_size=min(per_worker, len(order)),
+        sampler=order,
+        drop_last=True,  # batch norm dislikes a last batch of one
+        num_workers=_GPU_LOADERS if on_gpu else 0,
+        pin_memory=on_gpu,
+    )
+
+
+class _EpochOrder:
+    """The sampler of a DataLoader: another order every epoch, set on the dataset."""
+
+    def __init__(self, task: NetworkTask, worker: Worker) -> None:
+        self.task = task
+        self.worker = worker
+
+    def __iter__(self) -> Iterator[int]:
+        task, worker = self.task, self.worker
+        order = epoch_order(
+            len(task.dataset), task.seed, task.dataset.epoch, worker.rank, worker.num_workers
+        )
+        return iter(order)
+
+    def __len__(self) -> int:
+        return len(self.task.dataset) // self.worker.num_workers
+
+
+def _optimizer(
+    module: nn.Module, config: SgdConfig, steps_per_epoch: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    optimizer = torch.optim.SGD(
+        module.parameters(),
+        lr=config.learning_rate,
+        momentum=_MOMENTUM,
+        nesterov=True,
+        weight_decay=config.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=config.learning_rate,
+        total_steps=max(2, steps_per_epoch * config.epochs),
+        pct_start=_WARM_UP,
+        cycle_momentum=False,
+    )
+    return optimizer, schedule
+
+
+def _epoch(
+    task: NetworkTask,
+    worker: Worker,
+    module: nn.Module,
+    loader: DataLoader[dict[str, Any]],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    epoch: int,
+) -> dict[str, float]:
+    """Take one pass; return the mean loss, accuracy on class crops, failures and seconds."""
+    module.train()
+    task.dataset.epoch = epoch
+    began = time.monotonic()
+    total = torch.zeros(4, device=worker.device)  # loss, right, class crops, failed images
+    for step, batch in enumerate(loader):
+        batch = {name: value.to(worker.device, non_blocking=True) for name, value in batch.items()}
+        loss, logits_NC = _step(module, batch, task.config.label_smoothing, worker.device)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total += _tally(loss, logits_NC, batch)
+        done = epoch * len(loader) + step + 1
+        running = float(total[0]) / (step + 1) if worker.device.type == "cpu" else float("nan")
+        worker.progress(task.name, done, task.config.epochs * len(loader), running)
+    loss_sum, right, crops, failed = total.tolist()
+    seconds = time.monotonic() - began
+    accuracy = right / crops if crops else 0.0
+    logger.info("%s epoch %d: loss %.3f", task.name, epoch + 1, loss_sum / len(loader))
+    return {
+        "loss": loss_sum / len(loader),
+        "accuracy": accuracy,
+        "failed": failed,
+        "seconds": seconds,
+    }
+
+
+def _step(
+    module: nn.Module, batch: dict[str, Tensor], label_smoothing: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    dtype = best_dtype(device)
+    crops = batch["crop"].to(memory_format=torch.channels_last)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        logits_NC = module(crops)
+    logits_NC = logits_NC.float()
+    return crop_loss(logits_NC, batch, label_smoothing), logits_NC
+
+
+def _tally(loss: Tensor, logits_NC: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    is_class_crop = batch["overlap"].isnan()
+    right = (logits_NC.argmax(1) == batch["class_index"]) & is_class_crop
+    sums = [loss.detach(), right.sum(), is_class_crop.sum(), batch["num_failed"].sum()]
+    return torch.stack([one.float() for one in sums])

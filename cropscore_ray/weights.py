@@ -1,0 +1,115 @@
+"""Initial weights from public files: torchvision's by name, a .pth, an Inception-BN .npz."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models import GoogLeNet_Weights
+
+from cropscore_ray.config import NetworkConfig, PreprocessConfig, TrainConfig
+from cropscore_ray.errors import ConfigError, ModelError
+from cropscore_ray.networks import Network, make_network
+
+logger = logging.getLogger(__name__)
+
+_FORMS = "torchvision:IMAGENET1K_V1, FILE.pth or inception-bn:FILE.npz"
+
+
+def adapt_config(config: TrainConfig) -> TrainConfig:
+    """Return the config with the architecture and preprocessing that `classifier.init` implies.
+
+    torchvision's GoogLeNet weights are a TensorFlow port that wants (x - 0.5) / 0.5;
+    torchvision does that behind `transform_input`.
+
+    Raises:
+        ConfigError: if `classifier.init` has none of the known forms.
+    """
+    init = config.classifier.init
+    if init is None:
+        return config
+    if init.startswith("inception-bn:"):
+        return replace(config, network=NetworkConfig(architecture="inception-bn"))
+    if init.startswith("torchvision:"):
+        half = (0.5, 0.5, 0.5)
+        return replace(
+            config,
+            network=NetworkConfig(architecture="googlenet"),
+            preprocess=PreprocessConfig(mean=half, std=half),
+        )
+    if init.endswith((".pth", ".pt")):
+        return config
+    raise ConfigError(f"classifier.init is {init!r}, but it must be {_FORMS}")
+
+
+def initial_network(config: TrainConfig, num_classes: int) -> Network:
+    """Return a network with the weights that `classifier.init` names.
+
+    A classifier layer for another number of classes is left out and begins at random.
+
+    Raises:
+        ModelError: if the file is missing, damaged or of another architecture.
+    """
+    network = make_network(config.network, num_classes)
+    init = config.classifier.init
+    if init is not None:
+        _load(network, _read_arrays(init), init)
+    return network
+
+
+def _read_arrays(init: str) -> dict[str, Tensor]:
+    kind, _, name = init.rpartition(":")
+    if kind == "torchvision":
+        try:
+            weights = GoogLeNet_Weights[name]
+        except KeyError:
+            known = ", ".join(weight.name for weight in GoogLeNet_Weights)
+            raise ModelError(f"torchvision has no GoogLeNet weights {name!r}", hint=known) from None
+        return _explained_read(name, lambda: dict(weights.get_state_dict(check_hash=True)))
+    if not Path(name).is_file():
+        raise ModelError(f"no weights file {name}", hint=f"classifier.init takes {_FORMS}")
+    if kind == "inception-bn":
+        return _explained_read(name, lambda: _read_inception_bn(name))
+    return _explained_read(
+        name, lambda: dict(torch.load(name, map_location="cpu", weights_only=True))
+    )
+
+
+def _explained_read(name, read):
+    try:
+        return read()
+    except Exception as error:
+        raise ModelError(f"cannot read weights {name}: {error}") from error
+
+
+def _read_inception_bn(path: str) -> dict[str, Tensor]:
+    with np.load(path) as arrays:
+        tensors = {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in arrays}
+    tensors["fc.weight"] = tensors.pop("linear.weight").flatten(1)
+    tensors["fc.bias"] = tensors.pop("linear.bias")
+    return tensors
+
+
+def _load(network: Network, arrays: dict[str, Tensor], init: str) -> None:
+    # Auxiliary heads serve training only, and torchvision's were never trained.
+    arrays = {name: value for name, value in arrays.items() if not name.startswith("aux")}
+    own = network.state_dict()
+    for name in ("fc.weight", "fc.bias"):
+        if name in arrays and arrays[name].shape != own[name].shape:
+            found, wanted = arrays.pop(name).shape[0], own[name].shape[0]
+            logger.warning("%s: %s is for %d classes, not %d: it begins at random", init, name, found, wanted)
+    result = network.load_state_dict(arrays, strict=False) if _fits(own, arrays) else None
+    missing = [name for name in own if name not in arrays and not name.startswith("fc.")]
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if result is None or missing or result.unexpected_keys:
+        raise ModelError(
+            f"{init} does not fit network.architecture {type(network).__name__}: "
+            f"{len(missing)} arrays are missing, e.g. {missing[:3]}",
+            hint="choose another --set network.architecture",
+        )
+
+
+def _fits(own: dict[str, Tensor], arrays: dict[str, Tensor]) -> bool:
+    return all(own[name].shape == value.shape for name, value in arrays.items() if name in own)

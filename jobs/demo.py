@@ -1,0 +1,49 @@
+"""The job behind `cropscore demo`: every stage, on an image set that the program draws."""
+
+from pathlib import Path
+
+from cropscore_ray.config import LocalizeConfig
+from cropscore_ray.datasets.drawn import draw_image_set
+from cropscore_ray.jobs import evaluate, index, localize, recipes, report, train
+from cropscore_ray.progress import Progress
+
+NUM_TRAIN = 1200
+NUM_VAL = 240
+SEED = 2014
+
+
+def run(out: str, *, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> str:
+    """Draw, index, train, localize, evaluate and report below `out`; return the table.
+
+    Leaves metrics.json, report.html, model/ and run/. Started again, it goes on where it
+    was stopped; what is done is passed over.
+    """
+    folder = Path(out)
+    images, manifest = str(folder / "images"), str(folder / "manifest")
+    model, run_folder = str(folder / "model"), str(folder / "run")
+    page = str(folder / "report.html")
+    progress = Progress()
+    with progress.live():
+        labels = draw_image_set(
+            images,
+            num_train=num_train,
+            num_val=num_val,
+            seed=SEED,
+            progress=lambda done, total: progress.update("draw", done, total),
+        )
+        index.run(f"csv:{labels}", manifest)
+        train.run("all", data=manifest, model=model, config=recipes.demo(), progress=progress)
+        localize.run(
+            "localize",
+            source=manifest,
+            split="val",
+            model=model,
+            out=run_folder,
+            config=LocalizeConfig(part_images=32),
+            progress=progress,
+        )
+    evaluation = evaluate.run(
+        run_folder, manifest, split="val", json_path=str(folder / "metrics.json")
+    )
+    report.run(run_folder, out=page)
+    return f"{evaluate.render(evaluation)}\n\nthe report: {page}"

@@ -1,0 +1,140 @@
+"""The job `evaluate`: predictions in, figures out, and a table that people read."""
+
+import logging
+import time
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from cropscore_ray import storage
+from cropscore_ray.errors import ConfigError
+from cropscore_ray.evaluate import TRAIN_SPLIT, Evaluation, Figures, Rate, evaluate
+from cropscore_ray.formats.devkit import read_devkit, read_ids
+from cropscore_ray.formats.ilsvrc import read_ilsvrc
+from cropscore_ray.formats.parquet import read_predictions
+from cropscore_ray.manifest import Manifest, read_manifest
+
+FORMATS = ("parquet", "ilsvrc", "devkit")
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    predictions_uri: str,
+    data_uri: str,
+    *,
+    split: str | None = None,
+    json_path: str | None = None,
+    format: str = "parquet",
+    meta: str | None = None,
+) -> Evaluation:
+    """Evaluate predictions against a manifest.
+
+    Args:
+        predictions_uri: A run folder, a predictions folder or file, or a file in `format`.
+        data_uri: The manifest.
+        split: The manifest's split; None: the one that the predictions are for.
+        json_path: Where to write the figures as JSON, if anywhere.
+        format: One of FORMATS.
+        meta: The development kit's meta file, for `devkit`.
+    """
+    started = time.perf_counter()
+    manifest = read_manifest(data_uri)
+    table, constant_box = _read(predictions_uri, manifest, split, format, meta)
+    if TRAIN_SPLIT in manifest.splits:
+        constant_box = None  # fitted on the manifest's own training images
+    evaluation = evaluate(table, manifest, split=split, constant_box=constant_box)
+    if json_path is not None:
+        storage.write_json(json_path, evaluation.to_json())
+    seconds = time.perf_counter() - started
+    logger.info("evaluated %d images in %.1f s", evaluation.num_images, seconds)
+    return evaluation
+
+
+def _read(
+    uri: str, manifest: Manifest, split: str | None, format: str, meta: str | None
+) -> tuple[pa.Table, list[float] | None]:
+    """Return the predictions, and the constant box that their run recorded."""
+    if format == "parquet":
+        return _read_own(uri)
+    if format == "ilsvrc":
+        return read_ilsvrc(uri, manifest if split is None else manifest.only(split)), None
+    if format != "devkit":
+        raise ConfigError(f"format: {format!r} is not one of {', '.join(FORMATS)}")
+    return read_devkit(uri, _one_split(manifest, split), read_ids(_required(meta))), None
+
+
+def _read_own(uri: str) -> tuple[pa.Table, list[float] | None]:
+    predictions = read_predictions(uri)
+    run = predictions.run
+    if run is None:
+        return predictions.table, None
+    if not run.get("complete"):
+        logger.warning("%s is not complete; images not done yet count as errors", uri)
+    return predictions.table, (run.get("baselines") or {}).get("constant_box")
+
+
+def _one_split(manifest: Manifest, split: str | None) -> Manifest:
+    if split is None and len(manifest.splits) > 1:
+        raise ConfigError(
+            "the devkit format does not say which split it is for;"
+            f" the manifest has {', '.join(manifest.splits)}",
+            hint="choose one with --split NAME",
+        )
+    return manifest.only(split)
+
+
+def _required(meta: str | None) -> str:
+    if meta is None:
+        raise ConfigError(
+            "the devkit format needs the development kit's meta file",
+            hint="add --meta .../data/meta_clsloc.mat",
+        )
+    return meta
+
+
+def render(evaluation: Evaluation) -> str:
+    """Return the figures as plain text: percentages with their standard errors."""
+    groups = (evaluation.overall, evaluation.single_box, evaluation.multi_box)
+    sources: list[tuple[str, Callable[[Figures], Rate | None]]] = [
+        ("this run", lambda figures: figures.error.gt_known),
+        ("class activation map", lambda figures: figures.baselines.cam),
+        ("best constant box", lambda figures: figures.baselines.constant_box),
+        ("whole image", lambda figures: figures.baselines.whole_image),
+    ]
+    head = _line("error with the class known, %", "all", "single-box", "multi-box")
+    body = [_line(f"  {name}", *(_percent(of(group)) for group in groups)) for name, of in sources]
+    counts = _line("  images with boxes", *(f"{group.num_boxed:,}" for group in groups))
+    return "\n".join([head, *body, counts, "", *_other_errors(evaluation), _counts(evaluation)])
+
+
+def _other_errors(evaluation: Evaluation) -> list[str]:
+    error = evaluation.overall.error
+    acc = [_percent(rate) for rate in evaluation.max_box_acc.values()]
+    return [
+        _line("error of the guesses, %", "top 1", "top 5"),
+        _line("  localization", _percent(error.loc_top1), _percent(error.loc_top5)),
+        _line("  classification", _percent(error.cls_top1), _percent(error.cls_top5)),
+        "",
+        _line("accuracy of the box, %", *(f"IoU >= {key}" for key in evaluation.max_box_acc)),
+        _line("  MaxBoxAcc", *acc),
+        "",
+    ]
+
+
+def _counts(evaluation: Evaluation) -> str:
+    where = f" of split {evaluation.split!r}" if evaluation.split else ""
+    return (
+        f"{evaluation.num_images:,} images{where}, {evaluation.num_failed:,} of them without a"
+        " prediction: these count as errors.\n± is one standard error, - is not available."
+    )
+
+
+def _percent(rate: Rate | None) -> str:
+    if rate is None:
+        return "-"
+    return f"{100 * rate.fraction:.1f} ± {100 * rate.standard_error:.1f}"
+
+
+def _line(name: str, *cells: str) -> str:
+    return f"{name:<32}" + "".join(f"{cell:>14}" for cell in cells)

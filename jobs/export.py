@@ -1,0 +1,42 @@
+"""The job `export`: predictions in the format of another program."""
+
+import logging
+
+from cropscore_ray.errors import ConfigError
+from cropscore_ray.formats.coco import write_coco
+from cropscore_ray.formats.csv import write_csv
+from cropscore_ray.formats.devkit import read_ids, write_devkit
+from cropscore_ray.formats.ilsvrc import write_ilsvrc
+from cropscore_ray.formats.parquet import read_predictions
+
+FORMATS = ("ilsvrc", "devkit", "coco", "csv")
+
+logger = logging.getLogger(__name__)
+
+
+def run(predictions_uri: str, *, format: str, out: str, meta: str | None = None) -> None:
+    """Write predictions to the file `out`.
+
+    Args:
+        predictions_uri: A run folder, or a predictions folder or file.
+        format: One of FORMATS.
+        out: The file to write.
+        meta: The development kit's meta file, for `devkit`.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"format: {format!r} is not one of {', '.join(FORMATS)}")
+    if format == "devkit" and meta is None:
+        raise ConfigError(
+            "the devkit format needs the development kit's meta file",
+            hint="add --meta .../data/meta_clsloc.mat",
+        )
+    predictions = read_predictions(predictions_uri)
+    if predictions.run is not None and not predictions.run.get("complete"):
+        logger.warning("%s is not complete; images not done yet are left out", predictions_uri)
+    if meta is not None and format == "devkit":
+        write_devkit(out, predictions.table, read_ids(meta))
+    else:
+        {"ilsvrc": write_ilsvrc, "coco": write_coco, "csv": write_csv}[format](
+            out, predictions.table
+        )
+    logger.info("wrote %s as %s", out, format)

@@ -1,0 +1,56 @@
+"""The job behind `cropscore index`: an image set becomes a manifest."""
+
+from cropscore_ray import storage
+from cropscore_ray.datasets import IndexReport, Progress, absolute_source, index_source
+from cropscore_ray.errors import RunConflictError
+from cropscore_ray.manifest import is_manifest, write_manifest
+
+
+def run(
+    source: str, out: str, *, overwrite: bool = False, progress: Progress | None = None
+) -> IndexReport:
+    """Index a source into the folder `out`, which gets a manifest and index.json.
+
+    The same source is indexed again. RunConflictError if `out` holds the manifest of
+    another source and `overwrite` is not set; else the errors of `index_source`.
+    """
+    resolved = absolute_source(source)
+    if not overwrite:
+        _refuse_other_source(resolved, out)
+    index = index_source(source, progress=progress)
+    write_manifest(out, index.manifest)
+    facts = {
+        "source": resolved,
+        "fingerprint": index.manifest.fingerprint(),
+        "report": index.report.to_json(),
+    }
+    storage.write_json(storage.join(out, "index.json"), facts)
+    return index.report
+
+
+def _refuse_other_source(source: str, out: str) -> None:
+    facts_uri = storage.join(out, "index.json")
+    if not is_manifest(out):
+        return
+    found = storage.read_json(facts_uri).get("source") if storage.exists(facts_uri) else None
+    if found != source:
+        raise RunConflictError(
+            f"{out} holds a manifest of {found or 'an unknown source'}, not of {source}",
+            hint="choose another --out, or replace it with --overwrite",
+        )
+
+
+def render(report: IndexReport) -> str:
+    """Return what was found and what was wrong with it as plain text, with examples."""
+    splits = ", ".join(f"{name or 'no split'} {count:,}" for name, count in report.splits.items())
+    aside = ", ".join(f"{count:,} {kind or 'without'}" for kind, count in report.left_aside.items())
+    lines = [
+        f"{report.num_images:,} images ({splits}), {report.num_boxes:,} boxes on "
+        f"{report.num_boxed_images:,} of them, {report.num_classes:,} classes"
+    ]
+    if aside:
+        lines.append(f"other files left aside, by extension: {aside}")
+    for kind, problem in report.problems.items():
+        lines.append(f"{problem.count:,} x {kind}: {problem.meaning}")
+        lines += [f"    {example.uri}: {example.detail}" for example in problem.examples]
+    return "\n".join(lines)

@@ -1,0 +1,139 @@
+"""The job behind `cropscore localize` and `cropscore score`: images become a table."""
+
+import platform
+from collections import Counter
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from cropscore_ray import pipeline, run_folder, storage
+from cropscore_ray.bundle import Bundle, load_bundle
+from cropscore_ray.config import LocalizeConfig, to_dict
+from cropscore_ray.errors import ConfigError, DataError
+from cropscore_ray.jobs import index
+from cropscore_ray.manifest import Manifest, is_manifest, read_manifest
+from cropscore_ray.progress import Progress
+
+TABLES = {"localize": "predictions", "score": "scores"}
+
+
+def run(
+    command: str,
+    *,
+    source: str,
+    model: str,
+    out: str,
+    config: LocalizeConfig,
+    split: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run a bulk command to its end, or go on where it was stopped; return run.json.
+
+    Args:
+        command: localize or score.
+        source: a manifest, or anything that `index` takes.
+        model: the bundle.
+        out: the run folder.
+        config: what to compute.
+        split: of the manifest; None takes all its images.
+        overwrite: delete another run that is in the folder.
+        progress: where to show it.
+    """
+    shown = progress or Progress()
+    out, model = storage.absolute_uri(out), storage.absolute_uri(model)
+    bundle = load_bundle(model)
+    if overwrite:
+        run_folder.discard(out)
+    manifest_uri = _manifest_uri(source, out, shown)
+    manifest = read_manifest(manifest_uri).only(split)
+    class_map = pipeline.class_map(manifest, bundle.classes)
+    _check_classes(config, manifest, class_map, model, shown)
+    folder = run_folder.open_run(
+        out,
+        table=TABLES[command],
+        identity={
+            "command": command,
+            "model": bundle.fingerprint,
+            "manifest": manifest.fingerprint(),
+            "split": split,
+            "config": to_dict(config),
+        },
+        facts=_facts(command, bundle, source, manifest_uri, split, config),
+    )
+    if folder.complete:
+        shown.say(f"{out} is complete: {len(manifest.table)} images; nothing to do")
+        return folder.record
+    run = pipeline.BulkRun(
+        command=command,
+        model_uri=model,
+        manifest_uri=manifest_uri,
+        split=split,
+        config=config,
+        class_map=class_map,
+        folder=folder,
+    )
+
+    def show(done: int, total: int, by_status: Counter[str]) -> None:
+        failed = sum(count for status, count in by_status.items() if status != "ok")
+        shown.update(command, done, total, f"{failed} failed" if failed else "")
+
+    pipeline.run_parts(run, manifest, progress=show)
+    return folder.record
+
+
+def _manifest_uri(source: str, out: str, shown: Progress) -> str:
+    """Return the source if it is a manifest, else index it into the run folder."""
+    if ":" not in source.split("://")[0] or "://" in source:
+        plain = storage.absolute_uri(source)
+        if storage.exists(plain) and is_manifest(plain):
+            return plain
+    inside = storage.join(out, "manifest")
+    if not is_manifest(inside):
+        report = index.run(source, inside, progress=lambda n, total: shown.update("index", n, total))
+        shown.say(index.render(report))
+    return inside
+
+
+def _check_classes(
+    config: LocalizeConfig,
+    manifest: Manifest,
+    class_map: list[int | None],
+    model: str,
+    shown: Progress,
+) -> None:
+    if not len(manifest.table):
+        raise DataError("there are no images to work on", hint="check the source or --split")
+    unknown = [
+        one.id for one, index in zip(manifest.classes, class_map, strict=True) if index is None
+    ]
+    if not unknown or config.classes == "predicted":
+        return
+    message = f"{len(unknown)} of the manifest's classes are not the model's, e.g. {unknown[0]!r}"
+    if config.classes == "label":
+        raise ConfigError(f"{message} ({model})", hint="use --classes predicted")
+    shown.say(f"note: {message}; their images get predicted classes only")
+
+
+def _facts(
+    command: str,
+    bundle: Bundle,
+    source: str,
+    manifest_uri: str,
+    split: str | None,
+    config: LocalizeConfig,
+) -> dict[str, Any]:
+    return {
+        "command": command,
+        "source_uri": source,
+        "manifest_uri": manifest_uri,
+        "model_uri": bundle.uri,
+        "split": split,
+        "config": to_dict(config),
+        "classes": [asdict(one) for one in bundle.classes],
+        "baselines": bundle.baselines,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("cropscore-ray", "ray", "torch", "torchvision")},
+        },
+    }

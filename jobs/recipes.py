@@ -1,0 +1,78 @@
+"""Recipes: each is a function that returns a complete training config."""
+
+from collections.abc import Callable
+
+from cropscore_ray.config import (
+    ClassifierConfig,
+    LocalizerConfig,
+    NetworkConfig,
+    PreprocessConfig,
+    ScorerConfig,
+    TrainConfig,
+)
+from cropscore_ray.errors import ConfigError
+
+
+def poster() -> TrainConfig:
+    """Return the poster's method on ILSVRC: three GoogLeNets, object crops, Euclidean loss."""
+    return TrainConfig(
+        recipe="poster",
+        classifier=ClassifierConfig(epochs=90, batch_size=256, learning_rate=0.1),
+        scorer=ScorerConfig(epochs=8, batch_size=256, learning_rate=0.01, grid_fraction=0.0),
+        localizer=LocalizerConfig(loss="l2"),
+    )
+
+
+def overlap() -> TrainConfig:
+    """Return the poster's method with half of the scorer's crops taken from the grid.
+
+    For a few thousand boxed images and given classifier weights; L1 loss (METHOD section 7).
+    """
+    return TrainConfig(
+        recipe="overlap",
+        classifier=ClassifierConfig(epochs=0, num_members=1),
+        scorer=ScorerConfig(epochs=4, batch_size=32, learning_rate=0.002, grid_fraction=0.5),
+        localizer=LocalizerConfig(loss="l1"),
+    )
+
+
+def demo() -> TrainConfig:
+    """Return a small network on 64-pixel crops: minutes on two CPU cores, from scratch."""
+    return TrainConfig(
+        recipe="demo",
+        preprocess=PreprocessConfig(input_px=64, frame_px=72),
+        network=NetworkConfig(architecture="googlenet-small", width=0.25),
+        classifier=ClassifierConfig(epochs=12, batch_size=32, learning_rate=0.05),
+        scorer=ScorerConfig(epochs=12, batch_size=32, learning_rate=0.03, grid_fraction=0.7),
+        localizer=LocalizerConfig(loss="l2", epochs=60, batch_size=64),
+        localizer_fraction=0.5,
+    )
+
+
+def smoke() -> TrainConfig:
+    """Return the smallest training that runs every line: for tests, not for results."""
+    return TrainConfig(
+        recipe="smoke",
+        preprocess=PreprocessConfig(input_px=32, frame_px=36),
+        network=NetworkConfig(architecture="googlenet-small", width=0.125),
+        classifier=ClassifierConfig(epochs=1, num_members=2, batch_size=16),
+        scorer=ScorerConfig(epochs=1, batch_size=16),
+        localizer=LocalizerConfig(
+            hidden=(32,), epochs=5, classwise_epochs=3, classwise_min_images=3
+        ),
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "poster": poster,
+    "overlap": overlap,
+    "demo": demo,
+    "smoke": smoke,
+}
+
+
+def get(name: str) -> TrainConfig:
+    """Return a recipe's config; ConfigError lists the names."""
+    if name not in RECIPES:
+        raise ConfigError(f"there is no recipe {name!r}", hint=f"recipes: {', '.join(RECIPES)}")
+    return RECIPES[name]()

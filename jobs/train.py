@@ -1,0 +1,197 @@
+"""The job behind `cropscore train`: a manifest becomes a model bundle, stage by stage."""
+
+import hashlib
+import json
+from functools import partial
+from typing import Any
+
+from cropscore_ray import storage
+from cropscore_ray.bundle import (
+    LOCALIZER,
+    SCORER,
+    Bundle,
+    classifier_part,
+    is_bundle,
+    load_bundle,
+    save_bundle,
+    save_part,
+)
+from cropscore_ray.config import LocalizeConfig, TrainConfig, to_dict
+from cropscore_ray.errors import ConfigError
+from cropscore_ray.jobs import localize
+from cropscore_ray.manifest import Manifest, write_manifest
+from cropscore_ray.progress import Progress
+from cropscore_ray.training import cluster
+from cropscore_ray.training.stages import (
+    TrainingRun,
+    split_boxed,
+    train_classifiers,
+    train_regressors,
+    train_scorer,
+    training_manifest,
+)
+from cropscore_ray.weights import adapt_config
+
+STAGES = ("classifier", "scorer", "localizer")
+
+
+def run(
+    stage: str,
+    *,
+    data: str,
+    model: str,
+    config: TrainConfig,
+    split: str | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Train one stage, or `all`, into the bundle at `model`; done stages are passed over.
+
+    Args:
+        stage: classifier, scorer, localizer or all.
+        data: the manifest.
+        model: the bundle; made if there is none.
+        config: the whole training; other stages' fields of an existing bundle are kept.
+        split: of the manifest; None takes `train`, or the only one.
+        progress: where to show it.
+
+    Returns:
+        the bundle as it is now.
+    """
+    shown = progress or Progress()
+    data, model = storage.absolute_uri(data), storage.absolute_uri(model)
+    manifest = training_manifest(data, split)
+    bundle = _open(model, adapt_config(config), manifest)
+    run = TrainingRun(manifest_uri=data, split=split, model_uri=model, config=bundle.config)
+    for one in STAGES if stage == "all" else (stage,):
+        bundle = _train_stage(one, run, bundle, manifest, shown)
+    return bundle
+
+
+def _open(model: str, config: TrainConfig, manifest: Manifest) -> Bundle:
+    """Return the bundle with this config, or a new one; ConfigError if its networks differ."""
+    if not is_bundle(model):
+        bundle = Bundle(uri=model, config=config, classes=manifest.classes, parts={}, baselines={})
+        save_bundle(bundle)
+        return bundle
+    found = load_bundle(model)
+    if [one.id for one in found.classes] != [one.id for one in manifest.classes]:
+        raise ConfigError(
+            f"the model {model} has {len(found.classes)} classes that are not the manifest's "
+            f"{len(manifest.classes)}",
+            hint="train into another --model",
+        )
+    for name in ("network", "preprocess"):
+        old, new = getattr(found.config, name), getattr(config, name)
+        if old != new and found.parts:
+            raise ConfigError(
+                f"the model {model} has {name} {to_dict(old)}, not {to_dict(new)}",
+                hint="use the same --recipe and --set for all stages, or another --model",
+            )
+    return Bundle(
+        uri=model,
+        config=config,
+        classes=found.classes,
+        parts=found.parts,
+        baselines=found.baselines,
+    )
+
+
+def _train_stage(
+    stage: str, run: TrainingRun, bundle: Bundle, manifest: Manifest, shown: Progress
+) -> Bundle:
+    recipe = _recipe_fingerprint(stage, run, bundle, manifest)
+    if _is_done(stage, bundle, recipe):
+        shown.say(f"{stage}: already trained with these settings on these images")
+        return bundle
+    if stage == "localizer":
+        return _train_localizer(run, bundle, manifest, recipe, shown)
+    training = train_classifiers if stage == "classifier" else train_scorer
+    if stage == "scorer":
+        bundle.require(classifier_part(0))
+        save_bundle(bundle)
+    finished = _fit(partial(training, run), stage, recipe, run, shown)
+    for name, trained in finished.items():
+        metrics = {"recipe": recipe, "epochs": trained["metrics"]}
+        bundle = save_part(bundle, name, trained["weights"], metrics=metrics)
+    storage.delete_folder(_folder(run, stage))
+    return bundle
+
+
+def _train_localizer(
+    run: TrainingRun, bundle: Bundle, manifest: Manifest, recipe: str, shown: Progress
+) -> Bundle:
+    bundle.require(SCORER, classifier_part(0))
+    save_bundle(bundle)
+    folder = _folder(run, "localizer")
+    _, rows = split_boxed(manifest, run.config)
+    scored = storage.join(folder, f"scores-{recipe}")
+    images = storage.join(folder, f"images-{recipe}")
+    write_manifest(images, Manifest(table=rows, classes=manifest.classes))
+    localize.run(
+        "score",
+        source=images,
+        model=run.model_uri,
+        out=scored,
+        config=LocalizeConfig(classes="label", part_images=64),
+        progress=shown,
+    )
+    training = partial(train_regressors, run, storage.join(scored, "scores"))
+    trained = _fit(training, "localizer", recipe, run, shown, num_workers=1)
+    bundle = save_part(
+        bundle,
+        LOCALIZER,
+        trained["tensors"],
+        metrics={"recipe": recipe, **trained["metrics"]},
+        baselines=trained["baselines"],
+    )
+    storage.delete_folder(folder)
+    return bundle
+
+
+def _fit(
+    training: cluster.Training,
+    stage: str,
+    recipe: str,
+    run: TrainingRun,
+    shown: Progress,
+    num_workers: int | None = None,
+) -> Any:
+    return cluster.fit(
+        training,
+        name=f"{stage}-{recipe}",
+        storage_uri=_folder(run, stage),
+        num_workers=num_workers or run.config.num_workers,
+        use_gpu=run.config.use_gpu,
+        progress=lambda name, done, total, loss: shown.update(
+            f"train {name}", done, total, f"loss {loss:.3f}"
+        ),
+    )
+
+
+def _folder(run: TrainingRun, stage: str) -> str:
+    """Return where a stage keeps what it needs until it is done."""
+    return storage.join(run.model_uri, "training", stage)
+
+
+def _recipe_fingerprint(
+    stage: str, run: TrainingRun, bundle: Bundle, manifest: Manifest
+) -> str:
+    """Return a hash of all that a stage's result depends on."""
+    config = to_dict(run.config)
+    upstream = {"classifier": [], "scorer": [classifier_part(0)], "localizer": [SCORER]}[stage]
+    depends = {
+        "images": manifest.fingerprint(),
+        "settings": config[stage],
+        "common": [config[name] for name in ("seed", "preprocess", "network")],
+        "parts": [bundle.parts.get(name, {}).get("sha256") for name in upstream],
+    }
+    if stage != "classifier":
+        depends["shares"] = [config["localizer_fraction"], config["max_localizer_images"]]
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _is_done(stage: str, bundle: Bundle, recipe: str) -> bool:
+    members = range(bundle.config.classifier.num_members)
+    names = [classifier_part(i) for i in members] if stage == "classifier" else [stage]
+    found = [bundle.parts.get(name, {}).get("metrics", {}).get("recipe") for name in names]
+    return found == [recipe] * len(names)

@@ -1,0 +1,146 @@
+"""Storage against a real S3 server."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cropscore_ray import storage
+from cropscore_ray.errors import DataError, StorageError
+from cropscore_ray.manifest import Manifest, is_manifest, read_manifest, write_manifest
+from cropscore_ray.schema import MANIFEST, ImageClass, rows_to_table
+
+
+def test_bytes_come_back_as_written(s3_uri: str) -> None:
+    uri = storage.join(s3_uri, "a", "b.bin")
+    storage.write_bytes(uri, b"\x00\xffcrop")
+    assert storage.read_bytes(uri) == b"\x00\xffcrop"
+
+
+def test_a_second_write_replaces_the_first(s3_uri: str) -> None:
+    uri = storage.join(s3_uri, "one.json")
+    storage.write_json(uri, {"step": 1, "long": "x" * 1000})
+    storage.write_json(uri, {"step": 2})
+    assert storage.read_json(uri) == {"step": 2}
+
+
+def test_a_prefix_exists_once_something_is_below_it(s3_uri: str) -> None:
+    assert not storage.exists(s3_uri)
+    storage.write_bytes(storage.join(s3_uri, "deep", "file"), b"1")
+    assert storage.exists(s3_uri)
+    assert storage.is_folder(s3_uri)
+    assert not storage.is_folder(storage.join(s3_uri, "deep", "file"))
+
+
+def test_listing_gives_whole_uris_in_order_at_any_depth(s3_uri: str) -> None:
+    for name in ("b", "a/2", "a/1"):
+        storage.write_bytes(storage.join(s3_uri, name), b"1")
+    assert storage.list_files(s3_uri) == [f"{s3_uri}/a/1", f"{s3_uri}/a/2", f"{s3_uri}/b"]
+
+
+def test_listing_goes_past_one_page_of_a_thousand_keys(s3_uri: str) -> None:
+    bucket, prefix = s3_uri.removeprefix("s3://").split("/")
+    client = boto3.client("s3")  # one request a key, where storage needs several
+    with ThreadPoolExecutor(8) as pool:
+        keys = [f"{prefix}/{number:04d}" for number in range(1003)]
+        list(pool.map(lambda key: client.put_object(Bucket=bucket, Key=key, Body=b""), keys))
+    assert len(storage.list_files(s3_uri)) == 1003
+
+
+def test_listing_nothing_is_empty(s3_uri: str) -> None:
+    assert storage.list_files(s3_uri) == []
+
+
+def test_a_key_with_spaces_percent_and_umlauts_is_found_again(s3_uri: str) -> None:
+    uri = storage.join(s3_uri, "ein Käfer 100%+.jpg")
+    storage.write_bytes(uri, b"1")
+    assert storage.list_files(s3_uri) == [uri]
+    assert storage.read_bytes(uri) == b"1"
+
+
+def test_deleting_a_folder_leaves_its_neighbour(s3_uri: str) -> None:
+    storage.write_bytes(storage.join(s3_uri, "run", "x", "1"), b"1")
+    storage.write_bytes(storage.join(s3_uri, "run2", "1"), b"1")
+    storage.delete_folder(storage.join(s3_uri, "run"))
+    assert storage.list_files(s3_uri) == [f"{s3_uri}/run2/1"]
+
+
+def test_deleting_what_is_not_there_does_nothing(s3_uri: str) -> None:
+    storage.delete_folder(storage.join(s3_uri, "nothing"))
+
+
+def test_a_table_of_several_files_is_read_in_the_order_of_names(s3_uri: str) -> None:
+    for name, ids in (("b.parquet", [3]), ("a.parquet", [2, 1])):
+        storage.write_table(storage.join(s3_uri, "t", name), pa.table({"id": ids}))
+    assert storage.read_table(storage.join(s3_uri, "t"))["id"].to_pylist() == [2, 1, 3]
+
+
+def test_a_manifest_keeps_rows_and_classes(s3_uri: str) -> None:
+    classes = [ImageClass(id="n1", name="Käfer")]
+    rows = [{"image_id": 0, "image_uri": f"{s3_uri}/0.jpg", "gt_boxes": [[0.0, 1.0, 2.0, 3.0]]}]
+    manifest = Manifest(table=rows_to_table(rows, MANIFEST), classes=classes)
+    write_manifest(s3_uri, manifest)
+    assert is_manifest(s3_uri)
+    assert read_manifest(s3_uri).classes == classes
+    assert read_manifest(s3_uri).fingerprint() == manifest.fingerprint()
+
+
+def test_a_missing_key_is_a_storage_error_that_names_it(s3_uri: str) -> None:
+    with pytest.raises(StorageError, match=f"cannot read {s3_uri}/gone") as caught:
+        storage.read_bytes(storage.join(s3_uri, "gone"))
+    assert "AWS" in (caught.value.hint or "")
+
+
+def test_no_table_under_a_prefix_is_a_data_error(s3_uri: str) -> None:
+    with pytest.raises(DataError, match="no Parquet table here"):
+        storage.open_table(storage.join(s3_uri, "gone"))
+
+
+@pytest.mark.parametrize("action", ["write", "read"])
+def test_a_missing_bucket_is_a_storage_error(s3_endpoint: str, action: str) -> None:
+    uri = "s3://no-such-bucket-here/x"
+    with pytest.raises(StorageError, match=f"cannot {action} {uri}"):
+        storage.write_bytes(uri, b"1") if action == "write" else storage.read_bytes(uri)
+
+
+def test_wrong_credentials_are_a_storage_error_and_not_a_missing_file(
+    new_bucket: str, has_radosgw: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_radosgw:
+        pytest.skip("moto accepts every key; install Ceph's programs to run this")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StorageError, match="cannot look at") as caught:
+        storage.exists(f"s3://{new_bucket}/x")
+    assert "ACCESS_DENIED" in str(caught.value) or "403" in str(caught.value)
+
+
+def test_a_new_process_finds_the_server_by_its_environment_alone(s3_uri: str) -> None:
+    uri = storage.join(s3_uri, "run.json")
+    storage.write_json(uri, {"complete": True})
+    code = "import sys; from cropscore_ray import storage; print(storage.read_json(sys.argv[1]))"
+    command = [sys.executable, "-c", code, uri]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=True)
+    assert done.stdout == "{'complete': True}\n"
+
+
+def test_a_write_that_fails_halfway_leaves_the_old_object(
+    s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = storage.join(s3_uri, "t.parquet")
+    storage.write_table(uri, pa.table({"id": [1]}))
+
+    def write_half(table: pa.Table, stream: Any, **_: object) -> None:
+        stream.write(b"PAR1 half a file")
+        raise ValueError("stopped in the middle")
+
+    monkeypatch.setattr(pq, "write_table", write_half)
+    with pytest.raises(ValueError, match="stopped in the middle"):
+        storage.write_table(uri, pa.table({"id": [2]}))
+    assert storage.list_files(s3_uri) == [uri]
+    assert storage.read_table(uri)["id"].to_pylist() == [1]
