@@ -5,6 +5,7 @@ S3 obeys the usual AWS settings, AWS_ENDPOINT_URL included. This module does not
 what the tables mean.
 """
 
+import io
 import json
 import os
 import uuid
@@ -107,19 +108,21 @@ def _atomic_output(uri: str) -> Iterator[Any]:
     """
     fs, path = filesystem(uri)
     if is_remote(uri):
+        whole = io.BytesIO()  # closing the store's own stream, as an error does, publishes half
+        yield whole
         with _explained("write", uri), fs.open_output_stream(path) as stream:
-            yield stream
+            stream.write(whole.getbuffer())
         return
     target = Path(path)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with _explained("write", uri):
-            target.parent.mkdir(parents=True, exist_ok=True)
+    with _explained("write", uri):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
             with partial.open("wb") as stream:
                 yield stream
             partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_bytes(uri: str, data: bytes) -> None:

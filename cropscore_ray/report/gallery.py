@@ -70,7 +70,7 @@ def choose(
 ) -> list[NDArray[np.int64]]:
     """Choose positions of the highest, typical and lowest values, shape (N,) each at most.
 
-    Typical are those nearest to evenly spaced quantiles of the middle half. The choice
+    Typical are those at evenly spaced ranks of the middle half. The choice
     depends on values and ids alone; equal values are mixed by a hash of the id, so that
     a thousand images with IoU 0 are not all of the first class. Few images are shared
     out among the three, so that none is shown twice.
@@ -81,8 +81,9 @@ def choose(
     if len(order) <= 3 * per_group:
         return list(np.array_split(order, 3))
     middle = order[per_group:-per_group]
-    quantiles = np.linspace(0.25, 0.75, per_group)
-    typical = np.unique(np.round(quantiles * (len(middle) - 1)).astype(np.int64))
+    width = max(per_group, len(middle) // 2)
+    start = (len(middle) - width) // 2
+    typical = start + (2 * np.arange(per_group) + 1) * width // (2 * per_group)
     return [order[:per_group], middle[typical], order[-per_group:][::-1]]
 
 

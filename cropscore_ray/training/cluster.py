@@ -5,6 +5,7 @@ rank 0 returned. Checkpoints go below the bundle, so that the same command start
 goes on where it stopped.
 """
 
+import io
 import tempfile
 import threading
 import time
@@ -78,7 +79,7 @@ def fit(
                 hint="start the same command again to go on from its last checkpoint",
             ) from error
     queue.shutdown()
-    return result.return_value
+    return _unpack(result.return_value)
 
 
 def _worker_loop(loop_config: dict[str, Any]) -> Any:
@@ -104,7 +105,18 @@ def _worker_loop(loop_config: dict[str, Any]) -> Any:
         resumed=_resumed_state(),
     )
     result = loop_config["training"](worker)
-    return result if rank == 0 else None
+    return _pack(result) if rank == 0 else None
+
+
+def _pack(result: Any) -> bytes:
+    """Return a result as bytes: Ray Train refuses to return tensors."""
+    buffer = io.BytesIO()
+    torch.save(result, buffer)
+    return buffer.getvalue()
+
+
+def _unpack(packed: bytes) -> Any:
+    return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
 
 
 def _wrap(network: Network) -> torch.nn.Module:

@@ -7,13 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
-from cropscore_ray import grid, schema, storage
+from cropscore_ray import schema, storage
 from cropscore_ray.bundle import Bundle, save_bundle
 from cropscore_ray.config import TrainConfig
 from cropscore_ray.errors import DataError, ImageError, ModelError
@@ -22,7 +19,6 @@ from cropscore_ray.jobs import report as report_job
 from cropscore_ray.manifest import Manifest, write_manifest
 from cropscore_ray.report import RunInputs, build_report, charts
 from cropscore_ray.report.cases import Cases, find_cases
-from cropscore_ray.report.gallery import choose, thumbnail
 from cropscore_ray.schema import ImageClass
 
 CLASSES = [ImageClass(id="n1", name="owl"), ImageClass(id="n2", name="cup")]
@@ -51,21 +47,22 @@ def box_row(image_id: int, box: list[float], *, rank: int = 0, **fields: Any) ->
 
 
 def failed_row(image_id: int, reason: str = "12 bytes are missing") -> dict[str, Any]:
-    uri = f"s3://bucket/{image_id}.jpg"
-    return {"image_id": image_id, "image_uri": uri, "status": "undecodable", "error": reason}
+    return {**image_row(image_id), "status": "undecodable", "error": reason}
 
 
-def inputs(images: list[dict[str, Any]], rows: list[dict[str, Any]], **fields: Any) -> RunInputs:
-    classes = fields.pop("classes", CLASSES)
+def inputs(
+    images: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
+    classes: list[ImageClass] = CLASSES,
+    **facts: Any,
+) -> RunInputs:
     manifest = Manifest(table=schema.rows_to_table(images, schema.MANIFEST), classes=classes)
     known = set(schema.PREDICTIONS.names)
     kept = [{key: value for key, value in row.items() if key in known} for row in rows]
     predictions = schema.rows_to_table(kept, schema.PREDICTIONS)
     evaluation = evaluate(predictions, manifest, split="val", constant_box=[0.0, 0.0, 1.0, 0.5])
-    run = RUN | fields.pop("run", {})
-    return RunInputs(
-        run=run, predictions=predictions, manifest=manifest, evaluation=evaluation, **fields
-    )
+    run = RUN | facts
+    return RunInputs(run=run, predictions=predictions, manifest=manifest, evaluation=evaluation)
 
 
 def four_images() -> RunInputs:
@@ -90,16 +87,10 @@ def cases_of(given: RunInputs) -> Cases:
     return find_cases(given.predictions, given.manifest, split="val", constant_box=box)
 
 
-def jpeg(width: int = SIDE, height: int = SIDE, mode: str = "RGB") -> bytes:
-    out = io.BytesIO()
-    Image.new(mode, (width, height), 60000 if mode == "I;16" else 0).save(
-        out, "PNG" if mode == "I;16" else "JPEG"
-    )
-    return out.getvalue()
-
-
 def read_image(uri: str) -> bytes:
-    return jpeg()
+    out = io.BytesIO()
+    Image.new("RGB", (SIDE, SIDE)).save(out, "JPEG")
+    return out.getvalue()
 
 
 def score_squares(data: bytes, class_index: int) -> NDArray[np.floating]:
@@ -113,9 +104,6 @@ def page_of(given: RunInputs, score: Scorer | None = score_squares) -> str:
 def text_of(page: str) -> str:
     body = re.sub(r"<(style|script)>.*?</\1>", " ", page, flags=re.S)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
-
-
-# Cases
 
 
 def test_cases_hold_the_overlap_of_each_image() -> None:
@@ -143,24 +131,6 @@ def test_cases_without_a_given_class_are_the_first_guesses() -> None:
     assert cases.iou.tolist() == pytest.approx([0.6])
 
 
-# Charts
-
-
-def test_histogram_puts_a_half_right_of_the_line_and_one_in_the_last_bin() -> None:
-    bars = charts.histogram(np.array([0.0, 0.499, 0.5, 1.0, 1.0, np.nan]))
-    assert [bar.count for bar in bars] == [1, *[0] * 8, 1, 1, *[0] * 8, 2]
-    assert [bar.is_error for bar in bars] == [True] * 10 + [False] * 10
-    assert bars[-1].height == 1.0
-
-
-@settings(max_examples=50)
-@given(hnp.arrays(np.float64, st.integers(0, 40), elements=st.floats(0, 1)))
-def test_histogram_counts_every_image_once(iou: NDArray[np.float64]) -> None:
-    bars = charts.histogram(iou)
-    assert sum(bar.count for bar in bars) == len(iou)
-    assert all(0 <= bar.height <= 1 for bar in bars)
-
-
 def test_errors_by_size_fall_into_half_open_bins() -> None:
     rows = charts.rows_by_size(cases_of(four_images()), ["gt_known", "whole_image"])
     assert [row.num_images for row in rows] == [1, 0, 0, 1, 0, 1]  # 4 %, 25 % and 100 %
@@ -177,68 +147,6 @@ def test_classes_come_hardest_first_with_their_counts() -> None:
         ("cup", 1, 0.0),
     ]
     assert [row.mean_iou for row in rows] == [0.5, 0.5]
-
-
-def test_heat_maps_center_every_crop_on_its_place_in_the_image() -> None:
-    maps = charts.heat_maps(np.arange(140.0))
-    assert [len(heat_map.cells) for heat_map in maps] == [49, 36, 25, 16, 9, 4, 1]
-    centers = [(cell.x + 0.5, cell.y + 0.5) for heat_map in maps for cell in heat_map.cells]
-    squares = 7 * grid.unit_squares()
-    np.testing.assert_allclose(centers, (squares[:, :2] + squares[:, 2:]) / 2)
-    assert (maps[0].cells[0].shade, maps[-1].cells[0].shade) == (0.0, 1.0)
-
-
-def test_heat_maps_of_equal_scores_are_half_shaded() -> None:
-    shades = {cell.shade for one in charts.heat_maps(np.zeros(140)) for cell in one.cells}
-    assert shades == {0.5}
-
-
-# Gallery
-
-
-def test_chosen_images_are_the_highest_the_middle_and_the_lowest() -> None:
-    values = np.linspace(0, 1, 101)
-    best, typical, worst = choose(values, np.arange(101), 2)
-    assert values[best].tolist() == [1.0, 0.99]
-    assert values[typical].tolist() == [0.74, 0.26]
-    assert values[worst].tolist() == [0.0, 0.01]
-
-
-@settings(max_examples=50)
-@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=40), st.integers(1, 6))
-def test_no_image_is_chosen_twice_and_the_best_are_not_below_the_worst(
-    values: list[float], per_group: int
-) -> None:
-    array = np.array(values)
-    best, typical, worst = choose(array, np.arange(len(array)), per_group)
-    chosen = [*best, *typical, *worst]
-    assert len(set(chosen)) == len(chosen) == min(len(values), 3 * per_group)
-    if len(worst):
-        assert array[best].min() >= array[worst].max()
-
-
-def test_the_choice_depends_on_ids_and_not_on_the_order_of_rows() -> None:
-    ids = np.arange(50)
-    shuffled = np.random.default_rng(0).permutation(ids)
-    groups, others = (choose(np.zeros(50), order, 3) for order in (ids, shuffled))
-    for group, other in zip(groups, others, strict=True):
-        assert ids[group].tolist() == shuffled[other].tolist()
-
-
-def test_thumbnails_are_small_and_keep_the_aspect() -> None:
-    with Image.open(io.BytesIO(thumbnail(jpeg(1600, 800)))) as image:
-        assert image.size == (400, 200)
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK", "I;16"])
-def test_thumbnails_show_grey_print_and_deep_images(mode: str) -> None:
-    with Image.open(io.BytesIO(thumbnail(jpeg(mode=mode)))) as image:
-        assert image.mode == "RGB"
-        brightest = np.asarray(image).max()
-    assert mode != "I;16" or 225 <= brightest <= 240  # 60000 / 65535 of 255, not clipped
-
-
-# The page
 
 
 def test_the_page_shows_the_errors_beside_the_baselines() -> None:
@@ -282,7 +190,7 @@ def test_text_from_users_is_escaped() -> None:
     classes = [ImageClass(id=evil, name=evil)]
     row = box_row(1, [0, 0, 50, 50], class_name=evil)
     images = [image_row(1, gt_boxes=[[0, 0, 50, 50]]), image_row(2, gt_boxes=[[0, 0, 50, 50]])]
-    given = inputs(images, [row, failed_row(2, evil)], classes=classes, run={"note": evil})
+    given = inputs(images, [row, failed_row(2, evil)], classes, note=evil)
     page = page_of(given)
     assert evil not in page
     assert page.count("&lt;script&gt;") >= 5
@@ -309,7 +217,7 @@ def test_a_run_without_a_good_image_still_has_a_page() -> None:
 
 def test_a_run_without_any_image_still_has_a_page() -> None:
     absent = image_row(1, gt_boxes=[[0, 0, 50, 50]])
-    text = text_of(page_of(inputs([absent], [], run={"complete": False})))
+    text = text_of(page_of(inputs([absent], [], complete=False)))
     assert "This run is not complete" in text
     assert "not done 1 the run has no row for it" in text
 
@@ -328,7 +236,7 @@ def test_a_thousand_classes_are_all_listed_below_the_ten_hardest() -> None:
         box_row(i, [0, 0, 50, 50 if i % 2 else 5], class_index=i, class_name=f"kind {i}")
         for i in range(1000)
     ]
-    page = page_of(inputs(images, rows, classes=classes))
+    page = page_of(inputs(images, rows, classes))
     assert "Hardest 10 of 1000 classes." in page
     assert page.count("</th><td data-value=") == 10 + 10 + 1000
     assert len(page) < 2_000_000
@@ -339,7 +247,7 @@ def test_a_thousand_classes_are_all_listed_below_the_ten_hardest() -> None:
     [
         (ImageError("missing", "no object"), "no longer reachable: no object"),
         (b"not an image", "can no longer be decoded: not an image any more"),
-        (jpeg()[:300], "can no longer be decoded"),
+        (read_image("1.jpg")[:300], "can no longer be decoded"),
     ],
 )
 def test_an_image_that_is_gone_is_said_to_be_gone(answer: bytes | ImageError, words: str) -> None:
@@ -389,9 +297,6 @@ def test_facts_of_the_run_are_flattened_to_dotted_names_and_not_repeated() -> No
     assert "identity.model f1n9e7p71n7" in text
     assert "times.wall_s 90" in text
     assert "Time 1 min 30 s" in text
-
-
-# The job
 
 
 def write_run(folder: str, given: RunInputs, **fields: Any) -> None:
