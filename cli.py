@@ -2,9 +2,11 @@
 
 Commands import their job when they run, so that `--help` needs neither Ray nor torch.
 """
+# ruff: noqa: D301 (\b is the backspace with which click keeps an example's lines apart)
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,12 +16,15 @@ import click
 from cropscore_ray import __version__
 from cropscore_ray.errors import CropscoreError
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+# Ray reads these when it is imported. What it logs by itself is for its developers.
+QUIET_RAY = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_TRAIN_V2_ENABLED": "1",
+}
 
-SOURCES = """
-SOURCE is a manifest, a folder or s3:// prefix of images, ilsvrc:ROOT, voc:ROOT,
-csv:FILE or parquet:URI.
-"""
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _Shell(click.Group):
@@ -50,12 +55,16 @@ def main(verbose: bool) -> None:
     \b
         cropscore demo
     """
+    for name, value in QUIET_RAY.items():
+        os.environ.setdefault(name, value)
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(message)s")
 
 
 def _model_option(command: Command) -> Command:
-    return click.option("--model", required=True, metavar="BUNDLE", help="The model bundle.")(command)
+    return click.option("--model", required=True, metavar="BUNDLE", help="The model bundle.")(
+        command
+    )
 
 
 def _split_option(command: Command) -> Command:
@@ -80,7 +89,12 @@ def _bulk_options(command: Command) -> Command:
             help="Classes to localize: the predicted ones, the manifest's label, or both.",
         ),
         click.option(
-            "--top", "top_k", default=5, show_default=True, help="Predicted classes an image."
+            "--top",
+            "top_k",
+            type=click.IntRange(1, 1000),
+            default=5,
+            show_default=True,
+            help="Predicted classes an image.",
         ),
         _split_option,
         _overwrite_option,
@@ -130,10 +144,14 @@ def index(source: str, out: str, overwrite: bool) -> None:
 
 
 @main.command()
-@click.argument("stage", type=click.Choice(["classifier", "scorer", "localizer", "all"]))
+@click.argument(
+    "stage", type=click.Choice(["classifier", "scorer", "localizer", "all"]), default="all"
+)
 @click.option("--data", required=True, metavar="MANIFEST", help="Images, classes and boxes.")
 @_model_option
-@click.option("--recipe", default="poster", show_default=True, help="Where the config begins.")
+@click.option(
+    "--recipe", metavar="NAME", help="Where the config begins: the model's own, or poster."
+)
 @click.option("--set", "settings", multiple=True, metavar="A.B=VALUE", help="Change one field.")
 @click.option("--init", metavar="WEIGHTS", help="First weights: the same as --set classifier.init.")
 @_split_option
@@ -141,7 +159,7 @@ def train(
     stage: str,
     data: str,
     model: str,
-    recipe: str,
+    recipe: str | None,
     settings: tuple[str, ...],
     init: str | None,
     split: str | None,
@@ -158,15 +176,16 @@ def train(
             --init torchvision:IMAGENET1K_V1 --set classifier.epochs=0
     """
     from cropscore_ray.config import with_settings
-    from cropscore_ray.jobs import recipes
     from cropscore_ray.jobs import train as job
     from cropscore_ray.progress import Progress
 
     chosen = [*settings, *([f"classifier.init={json.dumps(init)}"] if init else [])]
-    config = with_settings(recipes.get(recipe), chosen)
+    config = with_settings(job.first_config(stage, model=model, recipe=recipe), chosen)
     progress = Progress()
     with progress.live():
-        bundle = job.run(stage, data=data, model=model, config=config, split=split, progress=progress)
+        bundle = job.run(
+            stage, data=data, model=model, config=config, split=split, progress=progress
+        )
     click.echo(f"{bundle.uri}: {', '.join(sorted(bundle.parts))}; fingerprint {bundle.fingerprint}")
 
 
@@ -288,8 +307,9 @@ def export(predictions: str, format_: str, out: str, meta: str | None) -> None:
 
 @main.command()
 @click.argument("run")
+@_split_option
 @click.option("--out", metavar="FILE.html", help="Where to write it; RUN/report.html without.")
-def report(run: str, out: str | None) -> None:
+def report(run: str, split: str | None, out: str | None) -> None:
     """Draw a run as one HTML page: errors, charts, and a gallery with score maps.
 
     \b
@@ -298,7 +318,7 @@ def report(run: str, out: str | None) -> None:
     """
     from cropscore_ray.jobs import report as job
 
-    click.echo(job.run(run, out=out))
+    click.echo(job.run(run, split=split, out=out))
 
 
 if __name__ == "__main__":

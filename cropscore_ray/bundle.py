@@ -15,13 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cropscore_ray import storage
-from cropscore_ray.config import (
-    NetworkConfig,
-    PreprocessConfig,
-    TrainConfig,
-    from_dict,
-    to_dict,
-)
+from cropscore_ray.config import PreprocessConfig, TrainConfig, from_dict, to_dict
 from cropscore_ray.errors import ConfigError, ModelError
 from cropscore_ray.grid import CELLS, NUM_SQUARES
 from cropscore_ray.networks import Network, make_network
@@ -123,10 +117,9 @@ def load_bundle(uri: str) -> Bundle:
             hint="a bundle is a folder with model.json; `cropscore train` makes one",
         )
     values = storage.read_json(_model_json(uri))
-    if values.get("format") != FORMAT:
-        raise ModelError(
-            f"{uri} has bundle format {values.get('format')!r}; this version reads {FORMAT}"
-        )
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise ModelError(f"{uri} has bundle format {found!r}; this version reads {FORMAT}")
     try:
         return Bundle(
             uri=uri,

@@ -90,6 +90,7 @@ class SgdConfig:
         _require(self.epochs >= 0, f"{name}.epochs", self.epochs, "0 or more")
         _require(self.batch_size >= 1, f"{name}.batch_size", self.batch_size, "1 or more")
         _require(self.learning_rate > 0, f"{name}.learning_rate", self.learning_rate, "above 0")
+        _require(self.weight_decay >= 0, f"{name}.weight_decay", self.weight_decay, "0 or more")
         _require(
             0 <= self.label_smoothing < 1,
             f"{name}.label_smoothing",
@@ -128,6 +129,8 @@ class ScorerConfig(SgdConfig):
 
     learning_rate: float = 0.003
     """Peak rate; lower than the classifier's, since this is fine-tuning."""
+    label_smoothing: float = 0.0
+    """Off: it asks for flat logits, and undoes a confident classifier in the first steps."""
     context_fraction: float = 0.1
     """Margin around an object's box, as a share of its sides."""
     jitter_fraction: float = 0.1
@@ -180,7 +183,8 @@ class LocalizerConfig:
     """Classes with fewer training images keep the shared regressor."""
 
     def __post_init__(self) -> None:
-        _require(len(self.hidden) >= 1, "localizer.hidden", self.hidden, "at least one width")
+        widths = bool(self.hidden) and min(self.hidden) >= 1
+        _require(widths, "localizer.hidden", self.hidden, "one width or more, each above 0")
         known = ("zscore", "l2", "raw")
         _require(
             self.normalization in known,
@@ -189,7 +193,16 @@ class LocalizerConfig:
             "one of " + ", ".join(known),
         )
         _require(self.loss in ("l1", "l2"), "localizer.loss", self.loss, "l1 or l2")
-        _require(self.epochs >= 1, "localizer.epochs", self.epochs, "1 or more")
+        for name in ("epochs", "batch_size", "classwise_min_images"):
+            value = getattr(self, name)
+            _require(value >= 1, f"localizer.{name}", value, "1 or more")
+        for name in ("weight_decay", "classwise_epochs", "classwise_pull"):
+            value = getattr(self, name)
+            _require(value >= 0, f"localizer.{name}", value, "0 or more")
+        for name in ("learning_rate", "classwise_learning_rate"):
+            value = getattr(self, name)
+            _require(value > 0, f"localizer.{name}", value, "above 0")
+        _require(0 <= self.dropout < 1, "localizer.dropout", self.dropout, "from 0 to below 1")
         _require(
             0 < self.held_back_fraction < 1,
             "localizer.held_back_fraction",
@@ -264,8 +277,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
-def from_dict(kind: type[Config], values: dict[str, Any], *, where: str = "") -> Config:
+def from_dict(kind: type[Config], values: Any, *, where: str = "") -> Config:
     """Build a config from plain values; ConfigError names an unknown or mistyped field."""
+    if not isinstance(values, dict):
+        name = where.removesuffix(".") or "the config"
+        raise ConfigError(f"{name} is {values!r}, but it must be the fields of a {kind.__name__}")
     hints = typing.get_type_hints(kind)
     kwargs = {}
     for name, value in values.items():
@@ -284,16 +300,27 @@ def _convert(hint: Any, value: Any, dotted: str) -> Any:
         return from_dict(hint, value, where=f"{dotted}.")
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
-        origin = typing.get_origin(option)
         if option is type(None) and value is None:
             return None
-        if origin is tuple and isinstance(value, list | tuple):
-            return tuple(value)
+        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
+            return _convert_tuple(option, value, dotted)
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if option in (int, bool, str) and type(value) is option:
             return value
-    raise ConfigError(f"{dotted} is {value!r}, but it must be {hint}")
+    rule = hint.__name__ if isinstance(hint, type) else str(hint)
+    raise ConfigError(f"{dotted} is {value!r}, but it must be {rule}")
+
+
+def _convert_tuple(hint: Any, values: Any, dotted: str) -> tuple[Any, ...]:
+    """Return plain values as `tuple[kind, ...]` or as a tuple of fixed length."""
+    kinds = typing.get_args(hint)
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(values)
+    if len(kinds) != len(values):
+        raise ConfigError(f"{dotted} is {values!r}, but it must have {len(kinds)} values")
+    pairs = zip(kinds, values, strict=True)
+    return tuple(_convert(kind, value, f"{dotted}[{i}]") for i, (kind, value) in enumerate(pairs))
 
 
 def with_settings(config: Config, settings: list[str]) -> Config:
@@ -305,10 +332,10 @@ def with_settings(config: Config, settings: list[str]) -> Config:
             raise ConfigError(f"--set {setting!r} has no '='", hint="write --set scorer.epochs=3")
         *folders, leaf = path.strip().split(".")
         inner = values
-        for depth, name in enumerate(folders):
+        for name in folders:
             inner = inner.get(name) if isinstance(inner, dict) else None  # type: ignore[assignment]
             if not isinstance(inner, dict):
-                raise ConfigError(f"there is no setting {'.'.join(folders[: depth + 1])!r}")
+                raise ConfigError(f"there is no setting {path.strip()!r}")
         inner[leaf] = _parse(text)
     return from_dict(type(config), values)
 

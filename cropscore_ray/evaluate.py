@@ -140,7 +140,8 @@ def evaluate(
             taken to be the same.
         manifest: The image set that was localized. Its `train` split, where it has
             one, gives the constant-box baseline.
-        split: The rows that count; None: the one split that the predictions touch.
+        split: The rows that count; None: the one split that the predictions touch, the
+            training images aside.
         constant_box: The baseline's box in fractions of the image, instead of fitting it.
 
     Raises:
@@ -180,6 +181,8 @@ def _rows_of_split(predictions: pa.Table, manifest: Manifest, split: str | None)
         return manifest.only(split)
     touched = pc.is_in(manifest.table["image_id"], predictions["image_id"])
     names = pc.unique(manifest.table.filter(touched)["split"]).to_pylist() or manifest.splits
+    if len(names) == 2 and TRAIN_SPLIT in names:
+        names.remove(TRAIN_SPLIT)  # no error is measured on what was trained on, unless asked for
     if len(names) > 1:
         listed = ", ".join(sorted(name or "(none)" for name in names))
         raise ConfigError(

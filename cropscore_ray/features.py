@@ -20,6 +20,7 @@ def normalize_scores(scores_NF: Tensor, normalization: str) -> Tensor:
         centered = scores - scores.mean(1, keepdim=True)
         return centered / scores.std(1, correction=0, keepdim=True).clamp_min(_SMALLEST)
     if normalization == "l2":
-        return scores / torch.linalg.vector_norm(scores, dim=1, keepdim=True).clamp_min(_SMALLEST)
+        length: Tensor = torch.linalg.vector_norm(scores, dim=1, keepdim=True)
+        return scores / length.clamp_min(_SMALLEST)
     assert normalization == "raw", normalization
     return scores

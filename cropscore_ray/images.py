@@ -32,6 +32,7 @@ _DECODE_ERRORS = (
     OverflowError,
     ZeroDivisionError,
     AttributeError,
+    RuntimeError,
     struct.error,
 )
 
@@ -80,7 +81,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-@lru_cache(maxsize=4096)
+# The grid's 28 intervals a side and the ten crops' 3: a few image sizes. The weights of a
+# photo of 4,000 pixels are 1.6 MB an interval, so that a large cache would be gigabytes.
+@lru_cache(maxsize=128)
 def resample_weights(
     length: int, start: float, stop: float, size: int
 ) -> tuple[int, int, torch.Tensor]:
@@ -157,4 +160,4 @@ def ten_crop_boxes(width_px: int, height_px: int, config: PreprocessConfig) -> N
     rest = 1.0 - side
     corners = [(0.0, 0.0), (rest, 0.0), (0.0, rest), (rest, rest), (rest / 2, rest / 2)]
     unit = np.array([(x, y, x + side, y + side) for x, y in corners])
-    return np.clip(unit, 0.0, 1.0) * np.array([width_px, height_px, width_px, height_px])
+    return np.asarray(np.clip(unit, 0.0, 1.0) * [width_px, height_px, width_px, height_px])

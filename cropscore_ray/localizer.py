@@ -68,7 +68,7 @@ def apply_stack(
     weights: list[Tensor], biases: list[Tensor], features_NF: Tensor, slots_N: Tensor
 ) -> Tensor:
     """Return the raw outputs of each image's own regressor, (N, 4)."""
-    slots, group_N = slots_N.unique(return_inverse=True)
+    slots, group_N = torch.unique(slots_N, return_inverse=True)
     outputs_N4 = features_NF.new_empty(len(features_NF), biases[-1].shape[1])
     for i, slot in enumerate(slots):
         mine = group_N == i

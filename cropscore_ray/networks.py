@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.googlenet import BasicConv2d, Inception
 
@@ -233,7 +233,7 @@ def for_inference(network: Network, device: torch.device, dtype: torch.dtype) ->
         if isinstance(block, BasicConv2d) and isinstance(block.bn, nn.BatchNorm2d):
             block.conv = fuse_conv_bn_eval(block.conv, block.bn)
             block.bn = nn.Identity()
-    fc = copied.fc  # stays in float32: one product per crop, and its scores are the feature
-    copied = copied.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    copied.fc = fc.to(device=device, dtype=torch.float32)
+    copied.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # Not rounded to bf16 and back: one product per crop, and its scores are the feature.
+    copied.fc = copy.deepcopy(network.fc).requires_grad_(False).to(device, torch.float32)
     return copied

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,7 +25,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from cropscore_ray import fetch, run_folder, runtime, schema, storage
 from cropscore_ray.bundle import load_bundle
 from cropscore_ray.config import LocalizeConfig
-from cropscore_ray.errors import CropscoreError, ImageError
+from cropscore_ray.errors import ImageError
 from cropscore_ray.manifest import Manifest
 from cropscore_ray.predict import STAGES
 from cropscore_ray.run_folder import RunFolder
@@ -84,14 +83,18 @@ def run_parts(run: BulkRun, manifest: Manifest, *, progress: Progress | None = N
     num_todo = sum(len(ids[part["part"] * size :][:size]) for part in parts)
     by_status: Counter[str] = Counter()
     num_done = len(ids) - num_todo
-    if parts:
-        for summary in _chain(run, parts).iter_rows():
+    try:
+        for summary in _chain(run, parts).iter_rows() if parts else ():
             num_done += summary["images"]
             by_status.update(json.loads(summary["by_status"]))
             if progress:
                 progress(num_done, len(ids), by_status)
-    _complete(run.folder, time.monotonic() - began)
-    rate = num_todo / max(time.monotonic() - began, 1e-9)
+    finally:
+        wall_s = time.monotonic() - began
+        times = run.folder.record["times"]
+        run.folder.update(times={**times, "wall_s": round(times["wall_s"] + wall_s, 3)})
+    _complete(run.folder)
+    rate = num_todo / max(wall_s, 1e-9)
     logger.info("%s: %d images, %.2f images/s", run.command, num_todo, rate)
 
 
@@ -135,14 +138,14 @@ def read_part(part: pa.Table, run: BulkRun) -> pa.Table:
     rows = rows.sort_by("image_id").replace_schema_metadata(None).to_pylist()
     fetched = fetch.fetch_images(row["image_uri"] for row in rows)
     for row, one in zip(rows, fetched, strict=True):
-        failed = isinstance(one, ImageError)
+        error = one if isinstance(one, ImageError) else None
         index = row["class_index"]
         row |= {
             "class_index": None if index is None else run.class_map[index],
             "part": item["part"],
-            "data": None if failed else one,
-            "fetch_status": one.status if failed else None,
-            "fetch_error": str(one) if failed else None,
+            "data": None if error else one,
+            "fetch_status": error.status if error else None,
+            "fetch_error": str(error) if error else None,
         }
     fields = [schema.MANIFEST.field(name) for name in _ROW_COLUMNS]
     return pa.Table.from_pylist(rows, schema=pa.schema([*fields, *_DATA_COLUMNS.items()]))
@@ -192,17 +195,12 @@ def _images_by_status(rows: pa.Table) -> dict[str, int]:
     return {one["values"]: one["counts"] for one in counts}
 
 
-def _complete(folder: RunFolder, wall_s: float) -> None:
+def _complete(folder: RunFolder) -> None:
     rows = storage.read_table(folder.table_uri, columns=["image_id", "status"])
     by_status = _images_by_status(rows)
-    times = folder.record["times"]
     folder.update(
         counts={"images": sum(by_status.values()), "rows": len(rows), "by_status": by_status},
-        times={
-            **times,
-            "finished_at": run_folder.now(),
-            "wall_s": round(times["wall_s"] + wall_s, 3),
-        },
+        times={**folder.record["times"], "finished_at": run_folder.now()},
         complete=True,
     )
 

@@ -73,9 +73,7 @@ def discard(uri: str) -> None:
         storage.delete_folder(uri)
 
 
-def open_run(
-    uri: str, *, table: str, identity: dict[str, Any], facts: dict[str, Any]
-) -> RunFolder:
+def open_run(uri: str, *, table: str, identity: dict[str, Any], facts: dict[str, Any]) -> RunFolder:
     """Begin a run in a folder, or go on with the one that is there.
 
     Args:

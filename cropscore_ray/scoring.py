@@ -57,7 +57,9 @@ class CropScorer:
         """Return the pooled features of crops under one network, (N, D) float32."""
         batch = CROPS_PER_BATCH[self.device.type]
         network = self._network(part)
-        means = [network.features(some).mean((2, 3)).float() for some in crops_N3SS.split(batch)]
+        means = [
+            network.features(some).mean((2, 3)).float() for some in torch.split(crops_N3SS, batch)
+        ]
         return torch.cat(means)
 
     @torch.inference_mode()
@@ -76,7 +78,8 @@ class CropScorer:
 
     def score_squares(self, data: bytes, class_index: int) -> Scores:
         """Return the 140 logits of one class for an encoded image; ImageError if unreadable."""
-        return self.score_grid(images.decode(data), [class_index])[0]
+        scores_KS = self.score_grid(images.decode(data), [class_index])
+        return np.asarray(scores_KS[0])
 
     @torch.inference_mode()
     def classify(self, pixels_HW3: Pixels) -> Scores:

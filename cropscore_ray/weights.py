@@ -1,6 +1,10 @@
 """Initial weights from public files: torchvision's by name, a .pth, an Inception-BN .npz."""
 
 import logging
+import pickle
+import tokenize
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +13,25 @@ import torch
 from torch import Tensor
 from torchvision.models import GoogLeNet_Weights
 
-from cropscore_ray.config import NetworkConfig, PreprocessConfig, TrainConfig
+from cropscore_ray.config import NetworkConfig, TrainConfig
 from cropscore_ray.errors import ConfigError, ModelError
 from cropscore_ray.networks import Network, make_network
 
 logger = logging.getLogger(__name__)
+
+# What torch.load, np.load and a download raise for a file that is damaged or of another kind
+# (seen on truncated, empty, text, HTML and bit-flipped files). OSError covers urllib's errors.
+_READ_ERRORS = (
+    OSError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+)
 
 _FORMS = "torchvision:IMAGENET1K_V1, FILE.pth or inception-bn:FILE.npz"
 
@@ -37,7 +55,7 @@ def adapt_config(config: TrainConfig) -> TrainConfig:
         return replace(
             config,
             network=NetworkConfig(architecture="googlenet"),
-            preprocess=PreprocessConfig(mean=half, std=half),
+            preprocess=replace(config.preprocess, mean=half, std=half),
         )
     if init.endswith((".pth", ".pt")):
         return config
@@ -77,15 +95,19 @@ def _read_arrays(init: str) -> dict[str, Tensor]:
     )
 
 
-def _explained_read(name, read):
+def _explained_read(name: str, read: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     try:
         return read()
-    except Exception as error:
-        raise ModelError(f"cannot read weights {name}: {error}") from error
+    except _READ_ERRORS as error:
+        reason = (str(error).splitlines() or ["it ends too early"])[0][:200]
+        raise ModelError(
+            f"cannot read weights {name}: {type(error).__name__}: {reason}",
+            hint="is the file whole, and of the kind that its name says?",
+        ) from error
 
 
 def _read_inception_bn(path: str) -> dict[str, Tensor]:
-    with np.load(path) as arrays:
+    with open(path, "rb") as file, np.load(file) as arrays:
         tensors = {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in arrays}
     tensors["fc.weight"] = tensors.pop("linear.weight").flatten(1)
     tensors["fc.bias"] = tensors.pop("linear.bias")
@@ -99,17 +121,25 @@ def _load(network: Network, arrays: dict[str, Tensor], init: str) -> None:
     for name in ("fc.weight", "fc.bias"):
         if name in arrays and arrays[name].shape != own[name].shape:
             found, wanted = arrays.pop(name).shape[0], own[name].shape[0]
-            logger.warning("%s: %s is for %d classes, not %d: it begins at random", init, name, found, wanted)
-    result = network.load_state_dict(arrays, strict=False) if _fits(own, arrays) else None
-    missing = [name for name in own if name not in arrays and not name.startswith("fc.")]
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if result is None or missing or result.unexpected_keys:
+            logger.warning(
+                "%s: %s is for %d classes, not %d: it begins at random", init, name, found, wanted
+            )
+    problems = _misfits(own, arrays)
+    if problems:
         raise ModelError(
-            f"{init} does not fit network.architecture {type(network).__name__}: "
-            f"{len(missing)} arrays are missing, e.g. {missing[:3]}",
-            hint="choose another --set network.architecture",
+            f"{init} does not fit the network {type(network).__name__}: {'; '.join(problems)}",
+            hint="choose another --set network.architecture or network.width",
         )
+    network.load_state_dict(arrays, strict=False)
 
 
-def _fits(own: dict[str, Tensor], arrays: dict[str, Tensor]) -> bool:
-    return all(own[name].shape == value.shape for name, value in arrays.items() if name in own)
+def _misfits(own: dict[str, Tensor], arrays: dict[str, Tensor]) -> list[str]:
+    """Say which arrays keep weights from being those of a network; a new `fc` is none."""
+    optional = [name for name in own if name.startswith("fc.") or name.endswith("batches_tracked")]
+    shared = own.keys() & arrays.keys()
+    found = {
+        "missing": own.keys() - arrays.keys() - {*optional},
+        "unknown": arrays.keys() - own.keys(),
+        "of another shape": {name for name in shared if own[name].shape != arrays[name].shape},
+    }
+    return [f"{len(names)} {how}, e.g. {min(names)}" for how, names in found.items() if names]

@@ -1,0 +1,1 @@
+"""What runs on a cluster: one short module per job, no arithmetic; and the recipes."""

@@ -14,13 +14,12 @@ def run(
     The same source is indexed again. RunConflictError if `out` holds the manifest of
     another source and `overwrite` is not set; else the errors of `index_source`.
     """
-    resolved = absolute_source(source)
     if not overwrite:
-        _refuse_other_source(resolved, out)
+        require_source(source, out)
     index = index_source(source, progress=progress)
     write_manifest(out, index.manifest)
     facts = {
-        "source": resolved,
+        "source": absolute_source(source),
         "fingerprint": index.manifest.fingerprint(),
         "report": index.report.to_json(),
     }
@@ -28,24 +27,27 @@ def run(
     return index.report
 
 
-def _refuse_other_source(source: str, out: str) -> None:
+def require_source(source: str, out: str) -> bool:
+    """Tell whether `out` holds a manifest; RunConflictError if it is of another source."""
     facts_uri = storage.join(out, "index.json")
     if not is_manifest(out):
-        return
+        return False
     found = storage.read_json(facts_uri).get("source") if storage.exists(facts_uri) else None
-    if found != source:
+    if found != absolute_source(source):
         raise RunConflictError(
             f"{out} holds a manifest of {found or 'an unknown source'}, not of {source}",
             hint="choose another --out, or replace it with --overwrite",
         )
+    return True
 
 
 def render(report: IndexReport) -> str:
     """Return what was found and what was wrong with it as plain text, with examples."""
-    splits = ", ".join(f"{name or 'no split'} {count:,}" for name, count in report.splits.items())
+    splits = ", ".join(f"{name} {count:,}" for name, count in report.splits.items())
     aside = ", ".join(f"{count:,} {kind or 'without'}" for kind, count in report.left_aside.items())
+    where = f" ({splits})" if splits else ""
     lines = [
-        f"{report.num_images:,} images ({splits}), {report.num_boxes:,} boxes on "
+        f"{report.num_images:,} images{where}, {report.num_boxes:,} boxes on "
         f"{report.num_boxed_images:,} of them, {report.num_classes:,} classes"
     ]
     if aside:

@@ -9,6 +9,7 @@ from typing import Any
 from cropscore_ray import pipeline, run_folder, storage
 from cropscore_ray.bundle import Bundle, load_bundle
 from cropscore_ray.config import LocalizeConfig, to_dict
+from cropscore_ray.datasets import absolute_source
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import index
 from cropscore_ray.manifest import Manifest, is_manifest, read_manifest
@@ -89,8 +90,10 @@ def _manifest_uri(source: str, out: str, shown: Progress) -> str:
         if storage.exists(plain) and is_manifest(plain):
             return plain
     inside = storage.join(out, "manifest")
-    if not is_manifest(inside):
-        report = index.run(source, inside, progress=lambda n, total: shown.update("index", n, total))
+    if not index.require_source(source, inside):
+        report = index.run(
+            source, inside, progress=lambda n, total: shown.update("index", n, total)
+        )
         shown.say(index.render(report))
     return inside
 
@@ -125,7 +128,7 @@ def _facts(
 ) -> dict[str, Any]:
     return {
         "command": command,
-        "source_uri": source,
+        "source_uri": absolute_source(source),
         "manifest_uri": manifest_uri,
         "model_uri": bundle.uri,
         "split": split,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from cropscore_ray.bundle import (
 )
 from cropscore_ray.config import LocalizeConfig, TrainConfig, to_dict
 from cropscore_ray.errors import ConfigError
-from cropscore_ray.jobs import localize
+from cropscore_ray.jobs import localize, recipes
 from cropscore_ray.manifest import Manifest, write_manifest
 from cropscore_ray.progress import Progress
 from cropscore_ray.training import cluster
@@ -67,6 +68,24 @@ def run(
     return bundle
 
 
+def first_config(stage: str, *, model: str, recipe: str | None) -> TrainConfig:
+    """Return the config that a training begins as, before any --set.
+
+    A new bundle begins as its recipe, `poster` if none is named; a bundle that is there
+    goes on with its own config. A recipe named for a later stage changes all but what
+    the classifier has settled: the network, its preprocessing and the classifier itself.
+    """
+    if not is_bundle(model):
+        return recipes.get(recipe or "poster")
+    own = load_bundle(model).config
+    if recipe is None:
+        return own
+    named = recipes.get(recipe)
+    if stage in ("classifier", "all"):
+        return named
+    return replace(named, network=own.network, preprocess=own.preprocess, classifier=own.classifier)
+
+
 def _open(model: str, config: TrainConfig, manifest: Manifest) -> Bundle:
     """Return the bundle with this config, or a new one; ConfigError if its networks differ."""
     if not is_bundle(model):
@@ -103,12 +122,11 @@ def _train_stage(
     if _is_done(stage, bundle, recipe):
         shown.say(f"{stage}: already trained with these settings on these images")
         return bundle
+    bundle.require(*_upstream(stage))
+    bundle = _drop_stale(stage, bundle, shown)
     if stage == "localizer":
         return _train_localizer(run, bundle, manifest, recipe, shown)
     training = train_classifiers if stage == "classifier" else train_scorer
-    if stage == "scorer":
-        bundle.require(classifier_part(0))
-        save_bundle(bundle)
     finished = _fit(partial(training, run), stage, recipe, run, shown)
     for name, trained in finished.items():
         metrics = {"recipe": recipe, "epochs": trained["metrics"]}
@@ -117,11 +135,30 @@ def _train_stage(
     return bundle
 
 
+def _upstream(stage: str) -> list[str]:
+    """Return the parts that a stage's training runs on."""
+    first = classifier_part(0)
+    return {"classifier": [], "scorer": [first], "localizer": [first, SCORER]}[stage]
+
+
+def _drop_stale(stage: str, bundle: Bundle, shown: Progress) -> Bundle:
+    """Take the parts of this stage and of later ones out of the bundle, and save it.
+
+    A bundle never mixes a new part with old ones that were trained on its predecessor.
+    """
+    stale = STAGES[STAGES.index(stage) :]
+    kept = {name: part for name, part in bundle.parts.items() if name.split("-")[0] not in stale}
+    dropped = sorted(set(bundle.parts) - set(kept))
+    if dropped:
+        shown.say(f"{stage}: to be trained again, so {', '.join(dropped)} leave the model")
+    current = replace(bundle, parts=kept)
+    save_bundle(current)
+    return current
+
+
 def _train_localizer(
     run: TrainingRun, bundle: Bundle, manifest: Manifest, recipe: str, shown: Progress
 ) -> Bundle:
-    bundle.require(SCORER, classifier_part(0))
-    save_bundle(bundle)
     folder = _folder(run, "localizer")
     _, rows = split_boxed(manifest, run.config)
     scored = storage.join(folder, f"scores-{recipe}")
@@ -173,17 +210,14 @@ def _folder(run: TrainingRun, stage: str) -> str:
     return storage.join(run.model_uri, "training", stage)
 
 
-def _recipe_fingerprint(
-    stage: str, run: TrainingRun, bundle: Bundle, manifest: Manifest
-) -> str:
+def _recipe_fingerprint(stage: str, run: TrainingRun, bundle: Bundle, manifest: Manifest) -> str:
     """Return a hash of all that a stage's result depends on."""
     config = to_dict(run.config)
-    upstream = {"classifier": [], "scorer": [classifier_part(0)], "localizer": [SCORER]}[stage]
     depends = {
         "images": manifest.fingerprint(),
         "settings": config[stage],
         "common": [config[name] for name in ("seed", "preprocess", "network")],
-        "parts": [bundle.parts.get(name, {}).get("sha256") for name in upstream],
+        "parts": [bundle.parts.get(name, {}).get("sha256") for name in _upstream(stage)],
     }
     if stage != "classifier":
         depends["shares"] = [config["localizer_fraction"], config["max_localizer_images"]]

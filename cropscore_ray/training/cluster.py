@@ -138,9 +138,7 @@ def _resumed_state() -> State | None:
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        state: State = torch.load(
-            Path(folder) / _STATE_FILE, map_location="cpu", weights_only=True
-        )
+        state: State = torch.load(Path(folder) / _STATE_FILE, map_location="cpu", weights_only=True)
     return state
 
 

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 NO_OVERLAP = math.nan
 """Overlap of a crop whose target is its class."""
 
+_SMALLEST_SCALE = 0.02  # a network that knows nothing yet must still learn from squares
 _ATTEMPTS = 100  # an image set with this many unreadable images in a row is no image set
 
 Box = NDArray[np.float64]
@@ -130,8 +131,7 @@ class CropDataset(Dataset[dict[str, Any]]):
                 "num_failed": num_failed,
             }
         raise DataError(
-            f"{_ATTEMPTS} training images in a row cannot be read, the last: "
-            f"{self.data.uris[at]}",
+            f"{_ATTEMPTS} training images in a row cannot be read, the last: {self.data.uris[at]}",
             hint="check the storage's settings and the manifest's image_uri column",
         )
 
@@ -164,7 +164,45 @@ def epoch_order(num_images: int, seed: int, epoch: int, rank: int, num_workers: 
     return [int(i) for i in order[rank::num_workers][:share]]
 
 
-def crop_loss(logits_NC: Tensor, batch: dict[str, Tensor], label_smoothing: float) -> Tensor:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """How a logit reads as an overlap: sigmoid(scale * logit + shift)."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+
+def fit_calibration(logits_N: Tensor, overlaps_N: Tensor) -> Calibration:
+    """Return the logistic fit of overlaps in [0, 1] on logits of the image's class.
+
+    An image-level network says 10 where half an object is in sight. Held fixed while the
+    scorer trains, the fit keeps the overlap loss from spending its first epochs on pushing
+    all logits down, which undoes what the network knows (measured: one epoch at rate 0.002
+    took the class accuracy from above 0.6 to 0.23).
+    """
+    if not len(logits_N):
+        return Calibration()
+    if not len(logits_N):
+        return Calibration()
+    weight = torch.tensor([0.1, 0.0], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            weight[0] * logits_N + weight[1], overlaps_N
+        )
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    scale, shift = weight.detach().tolist()
+    return Calibration(scale=max(scale, _SMALLEST_SCALE), shift=shift)
+
+
+def crop_loss(
+    logits_NC: Tensor, batch: dict[str, Tensor], label_smoothing: float, calibration: Calibration
+) -> Tensor:
     """Return the mean loss of a batch: cross-entropy of class crops, overlap of squares.
 
     The overlap is learnt by binary cross-entropy on the class's own logit, the very number
@@ -176,6 +214,8 @@ def crop_loss(logits_NC: Tensor, batch: dict[str, Tensor], label_smoothing: floa
     )
     own_logit = logits_NC.gather(1, batch["class_index"][:, None])[:, 0]
     overlap_loss = torch.nn.functional.binary_cross_entropy_with_logits(
-        own_logit, batch["overlap"].nan_to_num(0.0), reduction="none"
+        calibration.scale * own_logit + calibration.shift,
+        batch["overlap"].nan_to_num(0.0).float(),
+        reduction="none",
     )
     return torch.where(is_square, overlap_loss, class_loss).mean()

@@ -7,6 +7,7 @@ scores, boxes and classes as arrays; not images, files or Ray.
 Shape suffixes: N images; F = 140 scores; M true boxes (padded); G classes; B a class's
 images (padded); I, O a layer's inputs, outputs; E evidence.
 """
+# ruff: noqa: N815 (fields that are arrays carry their shape suffix)
 
 import copy
 from collections.abc import Callable
@@ -129,25 +130,26 @@ def best_iou(pred_N4: Tensor, boxes_NM4: Tensor) -> Tensor:
     return (shared / (areas + own - shared).clamp_min(1e-12)).amax(1)
 
 
-def _make_regressor(num_scores: int, config: LocalizerConfig) -> nn.Sequential:
+def _make_regressor(num_scores: int, first_box_4: Tensor, config: LocalizerConfig) -> nn.Sequential:
     layers: list[nn.Module] = []
     width = num_scores
     for hidden in config.hidden:
         layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(config.dropout)]
         width = hidden
-    return nn.Sequential(*layers, nn.Linear(width, 4))
+    last = nn.Linear(width, 4)
+    with torch.no_grad():
+        last.bias.copy_(first_box_4)
+    return nn.Sequential(*layers, last)
 
 
 def _train_shared(
     train: ScoredImages, held: ScoredImages, config: LocalizerConfig, progress: Progress
 ) -> Stack:
     """Return the regressor of the epoch with the lowest held-back loss, as a stack of one."""
-    model = _make_regressor(train.scores_NF.shape[1], config)
+    # Start from the mean first box: the regressor then learns only what scores tell.
+    model = _make_regressor(train.scores_NF.shape[1], train.boxes_NM4[:, 0].mean(0), config)
     features = normalize_scores(train.scores_NF, config.normalization)
     held_features = normalize_scores(held.scores_NF, config.normalization)
-    # Start from the mean first box: the regressor then learns only what scores tell.
-    with torch.no_grad():
-        model[-1].bias.copy_(train.boxes_NM4[:, 0].mean(0))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
@@ -155,10 +157,10 @@ def _train_shared(
     best_loss, best = float("inf"), model.state_dict()
     for epoch in range(config.epochs):
         model.train()
-        for batch in torch.randperm(len(train)).split(config.batch_size):
+        for batch in torch.split(torch.randperm(len(train)), config.batch_size):
             loss = box_loss(model(features[batch]), train.boxes_NM4[batch], config.loss).mean()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         schedule.step()
         model.eval()
@@ -217,7 +219,11 @@ def _select(stack: Stack, index: Tensor) -> Stack:
 
 
 def fine_tune_classes(
-    shared: Stack, train: ScoredImages, held: ScoredImages, classes_G: Tensor, config: LocalizerConfig
+    shared: Stack,
+    train: ScoredImages,
+    held: ScoredImages,
+    classes_G: Tensor,
+    config: LocalizerConfig,
 ) -> tuple[Stack, Tensor]:
     """Fine-tune a copy of the shared regressor for each class, all in batched steps.
 
@@ -228,7 +234,9 @@ def fine_tune_classes(
         the stack at each class's best step, and which classes improved on the shared one.
     """
     batch, held_batch = _by_class(train, classes_G, config), _by_class(held, classes_G, config)
-    start = [layer.expand(len(classes_G), *layer.shape[1:]) for layers in shared for layer in layers]
+    start = [
+        layer.expand(len(classes_G), *layer.shape[1:]) for layers in shared for layer in layers
+    ]
     parameters = [layer.clone().requires_grad_() for layer in start]
     optimizer = torch.optim.Adam(parameters, lr=config.classwise_learning_rate)
     shared_loss_G = _class_losses(parameters, held_batch, config.loss).detach()
@@ -237,7 +245,7 @@ def fine_tune_classes(
         pull = sum((now - then).square().sum() for now, then in zip(parameters, start, strict=True))
         loss = _class_losses(parameters, batch, config.loss).sum() + config.classwise_pull * pull
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         held_loss_G = _class_losses(parameters, held_batch, config.loss).detach()
         better_G = held_loss_G < best_loss_G
@@ -296,9 +304,8 @@ def fit_confidence(evidence_NE: Tensor, hits_N: Tensor) -> Tensor:
             inputs_NE @ weight, targets_N, reduction="sum"
         )
         loss = loss + 0.5 * weight.square().sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return torch.stack([mean, scale, weight.detach()])
-

@@ -5,6 +5,7 @@ a node) enters through `Worker`, so that the same loop runs in a test without Ra
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,13 +18,20 @@ from torch.utils.data import DataLoader
 from cropscore_ray.config import SgdConfig
 from cropscore_ray.errors import DataError
 from cropscore_ray.networks import Network, best_dtype
-from cropscore_ray.training.crops import CropDataset, crop_loss, epoch_order
+from cropscore_ray.training.crops import (
+    Calibration,
+    CropDataset,
+    crop_loss,
+    epoch_order,
+    fit_calibration,
+)
 
 logger = logging.getLogger(__name__)
 
 _MOMENTUM = 0.9
 _WARM_UP = 0.05
 _GPU_LOADERS = 8
+_CALIBRATION_CROPS = 400
 
 State = dict[str, Any]
 
@@ -62,6 +70,8 @@ class NetworkTask:
     dataset: CropDataset
     config: SgdConfig
     seed: int
+    learns_overlap: bool = False
+    """Whether the sampler draws squares of the grid."""
 
 
 def train_networks(tasks: list[NetworkTask], worker: Worker) -> dict[str, State]:
@@ -77,35 +87,87 @@ def train_networks(tasks: list[NetworkTask], worker: Worker) -> dict[str, State]
     return dict(state["finished"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Session:
+    """One network in training, with all that its steps change."""
+
+    task: NetworkTask
+    worker: Worker
+    network: Network
+    module: nn.Module
+    loader: DataLoader[dict[str, Any]]
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    calibration: Calibration
+
+    def state(self) -> State:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def load(self, state: State) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
 def _train_network(task: NetworkTask, worker: Worker, state: State) -> State:
-    torch.manual_seed(task.seed)
-    network = task.make().to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    module = worker.wrap(network)
-    loader = _loader(task, worker)
-    optimizer, schedule = _optimizer(module, task.config, len(loader))
+    session = _begin(task, worker)
     history: list[dict[str, float]] = []
     if state["current"]:
-        network.load_state_dict(state["current"]["network"])
-        optimizer.load_state_dict(state["current"]["optimizer"])
-        schedule.load_state_dict(state["current"]["schedule"])
+        session.load(state["current"])
         history = state["current"]["history"]
     for epoch in range(len(history), task.config.epochs):
         torch.manual_seed(task.seed + epoch)  # dropout, also after a restart
-        loss = _epoch(task, worker, module, loader, optimizer, schedule, epoch)
-        history = [*history, {"epoch": epoch + 1, **loss}]
-        current = {
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "history": history,
-        }
+        history = [*history, {"epoch": epoch + 1, **_epoch(session, epoch)}]
+        current = {**session.state(), "history": history}
         worker.checkpoint(
             {"network": task.name, **history[-1]},
             {"finished": state["finished"], "current": current},
         )
-    weights = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    weights = {name: one.detach().cpu() for name, one in session.network.state_dict().items()}
     finished = {**state["finished"], task.name: {"weights": weights, "metrics": history}}
     return {"finished": finished, "current": None}
+
+
+def _begin(task: NetworkTask, worker: Worker) -> _Session:
+    torch.manual_seed(task.seed)
+    network = task.make().to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loader = _loader(task, worker)
+    calibration = Calibration()
+    if task.learns_overlap and task.config.epochs:
+        logits_N, overlaps_N = _first_logits(network, task.dataset, worker.device)
+        calibration = fit_calibration(logits_N, overlaps_N)
+    module = worker.wrap(network)
+    optimizer, schedule = _optimizer(module, task.config, len(loader))
+    return _Session(
+        task=task,
+        worker=worker,
+        network=network,
+        module=module,
+        loader=loader,
+        optimizer=optimizer,
+        schedule=schedule,
+        calibration=calibration,
+    )
+
+
+@torch.no_grad()
+def _first_logits(
+    network: Network, dataset: CropDataset, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the untrained scorer's logits of grid squares, and their overlaps."""
+    network.eval()
+    logits, overlaps = [], []
+    for i in range(0, len(dataset), max(1, len(dataset) // _CALIBRATION_CROPS)):
+        item = dataset[i]
+        if not math.isnan(item["overlap"]):
+            logits_1C = network(item["crop"][None].to(device)).float()
+            logits.append(float(logits_1C[0, item["class_index"]]))
+            overlaps.append(item["overlap"])
+    return torch.tensor(logits), torch.tensor(overlaps)
 
 
 def _loader(task: NetworkTask, worker: Worker) -> DataLoader[dict[str, Any]]:
@@ -155,62 +217,58 @@ def _optimizer(
         nesterov=True,
         weight_decay=config.weight_decay,
     )
+    num_steps = max(2, steps_per_epoch * config.epochs)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=config.learning_rate,
-        total_steps=max(2, steps_per_epoch * config.epochs),
-        pct_start=_WARM_UP,
+        total_steps=num_steps,
+        # Two steps at least: it divides by zero where the warm-up is exactly one.
+        pct_start=max(_WARM_UP, 2 / num_steps),
         cycle_momentum=False,
     )
     return optimizer, schedule
 
 
-def _epoch(
-    task: NetworkTask,
-    worker: Worker,
-    module: nn.Module,
-    loader: DataLoader[dict[str, Any]],
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    epoch: int,
-) -> dict[str, float]:
+def _epoch(session: _Session, epoch: int) -> dict[str, float]:
     """Take one pass; return the mean loss, accuracy on class crops, failures and seconds."""
-    module.train()
+    task, device, num_steps = session.task, session.worker.device, len(session.loader)
+    session.module.train()
     task.dataset.epoch = epoch
-    began = time.monotonic()
-    total = torch.zeros(4, device=worker.device)  # loss, right, class crops, failed images
-    for step, batch in enumerate(loader):
-        batch = {name: value.to(worker.device, non_blocking=True) for name, value in batch.items()}
-        loss, logits_NC = _step(module, batch, task.config.label_smoothing, worker.device)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    began_s = time.monotonic()
+    total = torch.zeros(4, device=device)  # loss, right, class crops, failed images
+    for step, batch in enumerate(session.loader, 1):
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        loss, logits_NC = _step(session, batch)
         total += _tally(loss, logits_NC, batch)
-        done = epoch * len(loader) + step + 1
-        running = float(total[0]) / (step + 1) if worker.device.type == "cpu" else float("nan")
-        worker.progress(task.name, done, task.config.epochs * len(loader), running)
+        done = epoch * num_steps + step
+        session.worker.progress(
+            task.name, done, task.config.epochs * num_steps, float(total[0]) / step
+        )
     loss_sum, right, crops, failed = total.tolist()
-    seconds = time.monotonic() - began
-    accuracy = right / crops if crops else 0.0
-    logger.info("%s epoch %d: loss %.3f", task.name, epoch + 1, loss_sum / len(loader))
+    logger.info("%s epoch %d: loss %.3f", task.name, epoch + 1, loss_sum / num_steps)
     return {
-        "loss": loss_sum / len(loader),
-        "accuracy": accuracy,
+        "loss": loss_sum / num_steps,
+        "accuracy": right / crops if crops else 0.0,
         "failed": failed,
-        "seconds": seconds,
+        "seconds": time.monotonic() - began_s,
     }
 
 
-def _step(
-    module: nn.Module, batch: dict[str, Tensor], label_smoothing: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _step(session: _Session, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Take one step of the optimizer; return the loss and the logits."""
+    device = session.worker.device
     dtype = best_dtype(device)
     crops = batch["crop"].to(memory_format=torch.channels_last)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        logits_NC = module(crops)
+        logits_NC = session.module(crops)
     logits_NC = logits_NC.float()
-    return crop_loss(logits_NC, batch, label_smoothing), logits_NC
+    smoothing = session.task.config.label_smoothing
+    loss = crop_loss(logits_NC, batch, smoothing, session.calibration)
+    session.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    session.optimizer.step()
+    session.schedule.step()
+    return loss, logits_NC
 
 
 def _tally(loss: Tensor, logits_NC: Tensor, batch: dict[str, Tensor]) -> Tensor:

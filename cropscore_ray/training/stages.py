@@ -96,7 +96,9 @@ def split_boxed(manifest: Manifest, config: TrainConfig) -> tuple[pa.Table, pa.T
 
 
 def _labelled(rows: pa.Table) -> LabelledImages:
-    boxes = [np.array(some or [], np.float64).reshape(-1, 4) for some in rows["gt_boxes"].to_pylist()]
+    boxes = [
+        np.array(some or [], np.float64).reshape(-1, 4) for some in rows["gt_boxes"].to_pylist()
+    ]
     return LabelledImages(
         uris=rows["image_uri"].to_pylist(),
         classes=rows["class_index"].to_numpy().astype(np.int64),
@@ -128,11 +130,16 @@ def train_scorer(run: TrainingRun, worker: Worker) -> dict[str, State]:
     bundle = load_bundle(run.model_uri)
     rows, _ = split_boxed(training_manifest(run.manifest_uri, run.split), config)
     seed = config.seed * 1000 + 500
-    dataset = CropDataset(
-        _labelled(rows), scorer_sampler(config.scorer), config.preprocess, seed
-    )
+    dataset = CropDataset(_labelled(rows), scorer_sampler(config.scorer), config.preprocess, seed)
     make = partial(bundle.network, classifier_part(0))
-    task = NetworkTask(name=SCORER, make=make, dataset=dataset, config=config.scorer, seed=seed)
+    task = NetworkTask(
+        name=SCORER,
+        make=make,
+        dataset=dataset,
+        config=config.scorer,
+        seed=seed,
+        learns_overlap=config.scorer.grid_fraction > 0,
+    )
     return train_networks([task], worker)
 
 

@@ -202,14 +202,21 @@ def test_predictions_of_one_split_choose_it():
 
 
 def test_predictions_of_several_splits_need_one_named():
-    truth = manifest((1, [SQUARE], "train"), (1, [SQUARE], "val"))
+    truth = manifest((1, [SQUARE], "test"), (1, [SQUARE], "val"))
     both = table(row(0, 0, 1, UNDER_HALF), row(1, 0, 1, SQUARE))
-    with pytest.raises(ConfigError, match="train, val") as caught:
+    with pytest.raises(ConfigError, match="test, val") as caught:
         evaluate(both, truth)
     assert "--split" in caught.value.hint
     assert errors(evaluate(both, truth, split="val"))["gt_known"] == 0.0
-    with pytest.raises(ConfigError, match="no split 'test'"):
-        evaluate(both, truth, split="test")
+    with pytest.raises(ConfigError, match="no split 'minival'"):
+        evaluate(both, truth, split="minival")
+
+
+def test_training_images_are_left_aside_unless_named():
+    truth = manifest((1, [SQUARE], "train"), (1, [SQUARE], "val"))
+    both = table(row(0, 0, 1, UNDER_HALF), row(1, 0, 1, SQUARE))
+    assert (evaluate(both, truth).split, evaluate(both, truth).num_images) == ("val", 1)
+    assert errors(evaluate(both, truth, split="train"))["gt_known"] == 1.0
 
 
 def test_a_manifest_without_splits_is_one_group():

@@ -1,0 +1,255 @@
+"""Training crops: where they lie, what they ask for, and that chance follows the seed."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from cropscore_ray import grid
+from cropscore_ray.config import ClassifierConfig, PreprocessConfig, ScorerConfig
+from cropscore_ray.errors import DataError
+from cropscore_ray.training.crops import (
+    Calibration,
+    CropDataset,
+    LabelledImages,
+    at_least_one_pixel,
+    classifier_sampler,
+    crop_loss,
+    epoch_order,
+    fit_calibration,
+    scorer_sampler,
+    square_overlaps,
+)
+
+PREPROCESS = PreprocessConfig(input_px=32, frame_px=36)
+NO_BOXES = np.zeros((0, 4))
+
+
+@st.composite
+def unit_boxes(draw: st.DrawFn) -> np.ndarray:
+    sides = [sorted(draw(st.tuples(*[st.integers(0, 40)] * 2))) for _ in range(2)]
+    (left, right), (top, bottom) = [(low, max(high, low + 1)) for low, high in sides]
+    return np.array([[left, top, right, bottom]]) / 41.0
+
+
+def assert_inside(crop: np.ndarray) -> None:
+    assert crop.min() >= 0
+    assert crop.max() <= 1 + 1e-12
+    assert (crop[2:] > crop[:2]).all()
+
+
+@settings(max_examples=50)
+@given(seed=st.integers(0, 10_000), least=st.floats(0.01, 1.0))
+def test_classifier_crops_stay_inside_and_are_large_enough(seed: int, least: float) -> None:
+    sample = classifier_sampler(ClassifierConfig(min_area_fraction=least))
+    crop, overlap = sample(np.random.default_rng(seed), NO_BOXES)
+    assert_inside(crop)
+    width, height = crop[2:] - crop[:2]
+    # A crop that is wider than the image loses what stands out: at most 1 - sqrt(3 / 4).
+    assert width * height >= least * math.sqrt(3 / 4) - 1e-9
+    assert math.isnan(overlap)
+
+
+@settings(max_examples=50)
+@given(seed=st.integers(0, 10_000), boxes=unit_boxes(), share=st.sampled_from((0.0, 0.5, 1.0)))
+def test_scorer_crops_stay_inside(seed: int, boxes: np.ndarray, share: float) -> None:
+    sample = scorer_sampler(ScorerConfig(grid_fraction=share))
+    crop, overlap = sample(np.random.default_rng(seed), boxes)
+    assert_inside(crop)
+    if share == 1:
+        [chosen] = np.flatnonzero((grid.unit_squares() == crop).all(axis=1))
+        assert overlap == square_overlaps(boxes)[chosen]
+    if share == 0:
+        assert math.isnan(overlap)
+
+
+def test_without_chance_a_box_crop_is_the_box_and_its_margin() -> None:
+    config = ScorerConfig(grid_fraction=0, jitter_fraction=0, context_fraction=0.25)
+    box = np.array([[0.25, 0.5, 0.5, 0.9]])
+    crop, _ = scorer_sampler(config)(np.random.default_rng(0), box)
+    np.testing.assert_allclose(crop, [0.1875, 0.4, 0.5625, 1.0])
+
+
+def test_squares_of_all_overlaps_are_drawn() -> None:
+    rng = np.random.default_rng(0)
+    sample = scorer_sampler(ScorerConfig(grid_fraction=1))
+    box = np.array([[1, 1, 4, 4]]) / 7
+    overlaps = [sample(rng, box)[1] for _ in range(400)]
+    counts, _ = np.histogram(overlaps, bins=4, range=(0, 1))
+    assert counts.min() > 40  # uniform draws of squares give the upper quarter 10
+
+
+def slow_overlap(square: tuple[int, int, int, int], box: tuple[int, int, int, int]) -> float:
+    """Count cells one by one."""
+
+    def cells(one: tuple[int, int, int, int]) -> set[tuple[int, int]]:
+        return {(x, y) for x in range(one[0], one[2]) for y in range(one[1], one[3])}
+
+    shared = len(cells(square) & cells(box))
+    return math.sqrt(shared / len(cells(box)) * shared / len(cells(square)))
+
+
+def test_square_overlaps_equal_counted_cells() -> None:
+    boxes = [(1, 2, 4, 3), (5, 0, 7, 6)]
+    slow = []
+    for k, row, column in grid.square_cells().tolist():
+        square = (column, row, column + k, row + k)
+        slow.append(max(slow_overlap(square, box) for box in boxes))
+    np.testing.assert_allclose(square_overlaps(np.array(boxes) / 7), slow, atol=1e-12)
+
+
+def test_a_square_that_is_the_box_overlaps_fully() -> None:
+    overlaps = square_overlaps(np.array([[2, 3, 4, 5]]) / 7)
+    assert np.isclose(overlaps, 1).sum() == 1
+    assert overlaps.max() <= 1 + 1e-12
+    assert (overlaps == 0).any()
+
+
+@settings(max_examples=50)
+@given(
+    num_images=st.integers(1, 60),
+    num_workers=st.integers(1, 5),
+    seed=st.integers(0, 99),
+    epoch=st.integers(0, 9),
+)
+def test_workers_shares_of_an_epoch_are_disjoint_and_equal(
+    num_images: int, num_workers: int, seed: int, epoch: int
+) -> None:
+    num_workers = min(num_workers, num_images)
+    shares = [
+        epoch_order(num_images, seed, epoch, rank, num_workers) for rank in range(num_workers)
+    ]
+    assert {len(share) for share in shares} == {num_images // num_workers}
+    seen = [image for share in shares for image in share]
+    assert len(set(seen)) == len(seen)
+    assert set(seen) <= set(range(num_images))
+
+
+def test_the_order_follows_seed_and_epoch() -> None:
+    first = epoch_order(50, 1, 0, 0, 1)
+    assert epoch_order(50, 1, 0, 0, 1) == first
+    assert sorted(first) == list(range(50))
+    assert epoch_order(50, 1, 1, 0, 1) != first
+    assert epoch_order(50, 2, 0, 0, 1) != first
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> CropDataset:
+    """Five images of one grey each; the third and fourth cannot be read."""
+    uris = []
+    for i in range(5):
+        path = tmp_path / f"{i}.png"
+        if i < 2 or i == 4:
+            Image.new("RGB", (20, 10), (50 * i, 50 * i, 50 * i)).save(path)
+        if i == 2:
+            path.write_bytes(b"no image")
+        uris.append(str(path))
+    labelled = LabelledImages(uris=uris, classes=np.arange(5), boxes=[NO_BOXES] * 5)
+    return CropDataset(labelled, classifier_sampler(ClassifierConfig()), PREPROCESS, seed=3)
+
+
+def grey_of(crop: Tensor) -> int:
+    return round((float(crop[0].mean()) * PREPROCESS.std[0] + PREPROCESS.mean[0]) * 255)
+
+
+def test_an_item_is_a_crop_with_its_class(dataset: CropDataset) -> None:
+    item = dataset[1]
+    assert item["crop"].shape == (3, 32, 32)
+    assert item["crop"].dtype == torch.float32
+    assert grey_of(item["crop"]) == 50
+    assert (item["class_index"], item["num_failed"]) == (1, 0)
+    assert math.isnan(item["overlap"])
+
+
+def test_an_unreadable_image_is_replaced_by_the_next_and_counted(dataset: CropDataset) -> None:
+    for index, failed in ((2, 2), (3, 1)):
+        item = dataset[index]
+        assert (item["class_index"], item["num_failed"]) == (4, failed)
+        assert grey_of(item["crop"]) == 200
+
+
+def test_images_that_can_none_be_read_end_the_training(dataset: CropDataset) -> None:
+    dataset.data.uris[:] = [f"{uri}.gone" for uri in dataset.data.uris]
+    with pytest.raises(DataError, match="100 training images in a row"):
+        dataset[0]
+
+
+def test_an_item_follows_seed_epoch_and_index_alone(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    labelled = LabelledImages(
+        uris=[str(tmp_path / "noise.png")] * 6,
+        classes=np.zeros(6, np.int64),
+        boxes=[np.array([[5.0, 5, 25, 35]])] * 6,
+    )
+    sampler = scorer_sampler(ScorerConfig())
+
+    def item(seed: int, epoch: int, index: int) -> Tensor:
+        dataset = CropDataset(labelled, sampler, PREPROCESS, seed)
+        for earlier in range(epoch):  # what was drawn before must not matter
+            dataset.epoch = earlier
+            dataset[0]
+        dataset.epoch = epoch
+        crop: Tensor = dataset[index]["crop"]
+        return crop
+
+    assert torch.equal(item(1, 2, 3), item(1, 2, 3))
+    others = [item(1, 2, 4), item(1, 1, 3), item(2, 2, 3)]
+    assert not any(torch.equal(item(1, 2, 3), other) for other in others)
+
+
+def test_a_box_thinner_than_a_pixel_is_widened_into_the_image() -> None:
+    assert at_least_one_pixel(np.array([9.8, 2.0, 10.0, 2.2]), 10, 5).tolist() == [9, 2, 10, 3]
+    assert at_least_one_pixel(np.array([0, 0, 1.0, 1]), 1, 1).tolist() == [0, 0, 1, 1]
+
+
+def log1pexp(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+def test_crop_loss_by_hand() -> None:
+    logits = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    batch = {
+        "class_index": torch.tensor([0, 1]),
+        "overlap": torch.tensor([math.nan, 0.25], dtype=torch.float64),
+    }
+    class_loss = log1pexp(-1)  # softmax of (1, 0) gives class 0 1 / (1 + 1/e)
+    # The square's own logit 2 becomes 0.5 * 2 - 2 = -1; its target is 0.25.
+    overlap_loss = 0.25 * log1pexp(1) + 0.75 * log1pexp(-1)
+    loss = crop_loss(logits, batch, 0.0, Calibration(scale=0.5, shift=-2.0))
+    assert float(loss) == pytest.approx((class_loss + overlap_loss) / 2, rel=1e-5)
+
+
+def test_label_smoothing_asks_a_little_of_every_class() -> None:
+    logits = torch.tensor([[1.0, 0.0]])
+    batch = {"class_index": torch.tensor([0]), "overlap": torch.tensor([math.nan])}
+    expected = 0.9 * log1pexp(-1) + 0.1 * log1pexp(1)  # 0.2 over two classes
+    loss = crop_loss(logits, batch, 0.2, Calibration())
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_squares_loss_moves_its_own_logit_only() -> None:
+    logits = torch.tensor([[3.0, 1.0, -2.0]], requires_grad=True)
+    batch = {"class_index": torch.tensor([1]), "overlap": torch.tensor([0.1])}
+    crop_loss(logits, batch, 0.1, Calibration()).backward()
+    assert logits.grad is not None
+    assert logits.grad[0].tolist() == [0, pytest.approx(1 / (1 + math.exp(-1)) - 0.1), 0]
+
+
+def test_a_calibration_finds_a_known_logistic() -> None:
+    logits = torch.linspace(-5, 15, 200)
+    found = fit_calibration(logits, torch.sigmoid(0.4 * logits - 2))
+    assert found.scale == pytest.approx(0.4, abs=1e-3)
+    assert found.shift == pytest.approx(-2, abs=1e-2)
+
+
+def test_a_network_that_knows_nothing_still_gets_a_positive_scale() -> None:
+    logits = torch.linspace(-1, 1, 50)
+    assert fit_calibration(logits, torch.sigmoid(-logits)).scale > 0
+    assert fit_calibration(torch.zeros(3), torch.tensor([0.2, 0.3, 0.4])).scale > 0
