@@ -105,10 +105,6 @@ def resample_weights(
     pixels = np.arange(first, last)
     distance = np.abs(pixels[None] + 0.5 - centers[:, None]) / support
     weights = np.maximum(1.0 - distance, 0.0)
-    # Pillow also cuts the support to whole pixels.
-    low = np.floor(np.maximum(centers - support + 0.5, 0))[:, None]
-    high = np.floor(np.minimum(centers + support + 0.5, length))[:, None]
-    weights *= (pixels[None] >= low) & (pixels[None] < high)
     weights /= np.maximum(weights.sum(1, keepdims=True), 1e-12)
     return first, last, torch.from_numpy(weights.astype(np.float32))
 
@@ -128,7 +124,8 @@ def crop(pixels_HW3: NDArray[np.uint8], boxes_N4: ArrayLike, size: int) -> torch
     Returns:
         float32 (N, 3, size, size) in [0, 255].
     """
-    image_3HW = torch.from_numpy(np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1))).float()
+    # A copy, since decoded pixels are read-only, which torch warns of.
+    image_3HW = torch.from_numpy(np.array(pixels_HW3.transpose(2, 0, 1), order="C")).float()
     height, width = image_3HW.shape[1:]
     boxes = np.asarray(boxes_N4, np.float64).tolist()
     crops_N3SS = torch.empty(len(boxes), 3, size, size)

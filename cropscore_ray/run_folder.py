@@ -69,7 +69,7 @@ def read_record(uri: str) -> dict[str, Any] | None:
 
 def discard(uri: str) -> None:
     """Delete the run in a folder, if there is one; a folder that is no run is left alone."""
-    if read_record(uri) is not None:
+    if "identity" in (read_record(uri) or {}):
         storage.delete_folder(uri)
 
 
@@ -87,7 +87,7 @@ def open_run(uri: str, *, table: str, identity: dict[str, Any], facts: dict[str,
     """
     found = read_record(uri)
     if found is not None:
-        _require_same(found["identity"], identity, uri)
+        _require_same(found.get("identity", {}), identity, uri)
         return RunFolder(uri=uri, table=table, record=found)
     if storage.list_files(storage.join(uri, table)):
         raise RunConflictError(

@@ -31,7 +31,7 @@ def overlap() -> TrainConfig:
     return TrainConfig(
         recipe="overlap",
         classifier=ClassifierConfig(epochs=0, num_members=1),
-        scorer=ScorerConfig(epochs=4, batch_size=32, learning_rate=0.0004, grid_fraction=0.75),
+        scorer=ScorerConfig(epochs=6, batch_size=32, learning_rate=0.0004, grid_fraction=0.85),
         localizer=LocalizerConfig(loss="l1"),
     )
 

@@ -182,8 +182,6 @@ def fit_calibration(logits_N: Tensor, overlaps_N: Tensor) -> Calibration:
     """
     if not len(logits_N):
         return Calibration()
-    if not len(logits_N):
-        return Calibration()
     weight = torch.tensor([0.1, 0.0], requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -206,7 +204,8 @@ def crop_loss(
     """Return the mean loss of a batch: cross-entropy of class crops, overlap of squares.
 
     The overlap is learnt by binary cross-entropy on the class's own logit, the very number
-    that becomes the feature.
+    that becomes the feature; divided by the calibration's scale, so that a wrong overlap
+    moves a logit as hard as a wrong class does.
     """
     is_square = ~batch["overlap"].isnan()
     class_loss = torch.nn.functional.cross_entropy(
@@ -218,4 +217,4 @@ def crop_loss(
         batch["overlap"].nan_to_num(0.0).float(),
         reduction="none",
     )
-    return torch.where(is_square, overlap_loss, class_loss).mean()
+    return torch.where(is_square, overlap_loss / calibration.scale, class_loss).mean()

@@ -105,6 +105,7 @@ def test_the_last_of_two_settings_wins() -> None:
         ("scorer=3", "scorer is 3, .* ScorerConfig"),
         ("scorer.epochs=[1]", "scorer.epochs is "),
         ("scorer.learning_rate=fast", "scorer.learning_rate is 'fast'"),
+        ("scorer.learning_rate=true", "scorer.learning_rate is True, .* float"),
         ("scorer.learning_rate=NaN", "scorer.learning_rate is nan"),
         ("scorer.weight_decay=-1", "scorer.weight_decay is -1.0"),
         ("classifier.init=3", "classifier.init is 3"),

@@ -15,6 +15,7 @@ from cropscore_ray.errors import ImageError
 from cropscore_ray.images import crop, decode, normalize, ten_crop_boxes
 
 SHARP = np.random.default_rng(0).integers(0, 256, (61, 83, 3), np.uint8)  # the hardest to resample
+ONE_LEVEL = 1.001  # float32 leaves 1e-5 on top of Pillow's own rounding
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 
 
@@ -48,7 +49,7 @@ def boxes(draw: st.DrawFn) -> tuple[float, float, float, float]:
 def test_a_crop_equals_pillows_within_one_level(
     box: tuple[float, float, float, float], size: int
 ) -> None:
-    assert distance(SHARP, box, size) <= 1.0
+    assert distance(SHARP, box, size) <= ONE_LEVEL
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_a_crop_equals_pillows_within_one_level(
     ],
 )
 def test_special_boxes_equal_pillows_too(box: tuple[float, ...], size: int) -> None:
-    assert distance(SHARP, box, size) <= 1.0
+    assert distance(SHARP, box, size) <= ONE_LEVEL
 
 
 def test_a_crop_at_its_own_size_is_the_pixels() -> None:

@@ -13,6 +13,8 @@ from cropscore_ray.images import crop, decode, normalize
 from cropscore_ray.networks import Network, best_dtype, for_inference, make_network
 from cropscore_ray.weights import adapt_config, initial_network
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 SMALL = NetworkConfig(architecture="googlenet-small", width=0.125)
 

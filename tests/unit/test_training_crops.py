@@ -249,6 +249,10 @@ def test_a_calibration_finds_a_known_logistic() -> None:
     assert found.shift == pytest.approx(-2, abs=1e-2)
 
 
+def test_no_squares_leave_the_logits_as_they_are() -> None:
+    assert fit_calibration(torch.tensor([]), torch.tensor([])) == Calibration(scale=1, shift=0)
+
+
 def test_a_network_that_knows_nothing_still_gets_a_positive_scale() -> None:
     logits = torch.linspace(-1, 1, 50)
     assert fit_calibration(logits, torch.sigmoid(-logits)).scale > 0

@@ -127,8 +127,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 
 
 def test_a_checkpoint_follows_every_epoch(images: LabelledImages) -> None:
-    keeper = Keeper()
-    finished = train_networks([a_task(images)], Worker(checkpoint=keeper))
+    keeper, task = Keeper(), a_task(images)
+    finished = train_networks([task], Worker(checkpoint=keeper))
+    assert task.dataset.epoch == 2  # each epoch draws other crops
     assert [one["epoch"] for one in keeper.metrics] == [1, 2, 3]
     assert {one["network"] for one in keeper.metrics} == {"classifier-0"}
     assert keeper.states[0]["finished"] == {}

@@ -16,6 +16,8 @@ from cropscore_ray.errors import ConfigError, ModelError
 from cropscore_ray.networks import make_network
 from cropscore_ray.weights import adapt_config, initial_network
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = NetworkConfig(architecture="googlenet-small", width=0.125)
 
 

@@ -1,0 +1,217 @@
+"""The whole flow, small, on a local Ray: every stage does its real work on drawn images."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from cropscore_ray import storage
+from cropscore_ray.bundle import load_bundle
+from cropscore_ray.config import LocalizeConfig, with_settings
+from cropscore_ray.datasets.drawn import CLASS_NAMES, draw_image_set
+from cropscore_ray.errors import ConfigError, RunConflictError
+from cropscore_ray.jobs import evaluate, index, localize, recipes, train
+from cropscore_ray.progress import Progress
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+NUM_TRAIN, NUM_VAL = 64, 16
+CONFIG = LocalizeConfig(part_images=6)
+
+
+@dataclass
+class Flow:
+    folder: Path
+    manifest: str
+    model: str
+    run: str
+
+    def localize(self, out: str, config: LocalizeConfig = CONFIG, **options) -> dict:
+        return localize.run(
+            "localize",
+            source=options.pop("source", self.manifest),
+            model=self.model,
+            out=out,
+            config=config,
+            **options,
+        )
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterator[Flow]:
+    folder = tmp_path_factory.mktemp("flow")
+    labels = draw_image_set(
+        str(folder / "images"), num_train=NUM_TRAIN, num_val=NUM_VAL, seed=1
+    )
+    made = Flow(folder, str(folder / "manifest"), str(folder / "model"), str(folder / "run"))
+    index.run(f"csv:{labels}", made.manifest)
+    train.run("all", data=made.manifest, model=made.model, config=recipes.smoke())
+    made.localize(made.run, split="val")
+    yield made
+
+
+def rows(run: str) -> list[dict]:
+    return storage.read_table(f"{run}/predictions").to_pylist()
+
+
+def test_training_leaves_every_part_and_the_baselines(flow: Flow):
+    bundle = load_bundle(flow.model)
+    assert sorted(bundle.parts) == ["classifier-0", "classifier-1", "localizer", "scorer"]
+    assert [one.id for one in bundle.classes] == sorted(CLASS_NAMES)
+    assert len(bundle.baselines["constant_box"]) == 4
+    assert 0 < bundle.baselines["cam_threshold"] < 1
+    assert bundle.parts["localizer"]["metrics"]["num_train"] > 20
+
+
+def test_training_again_does_nothing(flow: Flow, capsys: pytest.CaptureFixture[str]):
+    before = load_bundle(flow.model).fingerprint
+    train.run("all", data=flow.manifest, model=flow.model, config=recipes.smoke())
+    assert load_bundle(flow.model).fingerprint == before
+    assert capsys.readouterr().err.count("already trained") == 3
+
+
+def test_another_network_is_refused_for_an_existing_model(flow: Flow):
+    other = with_settings(recipes.smoke(), ["network.width=0.25"])
+    with pytest.raises(ConfigError, match=r"has network .*0\.125.* not .*0\.25"):
+        train.run("scorer", data=flow.manifest, model=flow.model, config=other)
+
+
+def test_localize_gives_the_label_and_five_guesses_for_each_image(flow: Flow):
+    found = rows(flow.run)
+    assert len(found) == NUM_VAL * 6
+    assert sorted(row["class_rank"] for row in found[:6]) == [0, 1, 2, 3, 4, 5]
+    for row in found:
+        assert row["status"] == "ok"
+        assert 0 <= row["xmin"] <= row["xmax"] <= row["width_px"]
+        assert 0 <= row["ymin"] <= row["ymax"] <= row["height_px"]
+        assert 0 < row["confidence"] < 1
+
+
+def test_run_json_tells_the_story(flow: Flow):
+    record = storage.read_json(f"{flow.run}/run.json")
+    assert record["complete"] is True
+    assert record["counts"] == {
+        "images": NUM_VAL,
+        "rows": NUM_VAL * 6,
+        "by_status": {"ok": NUM_VAL},
+    }
+    assert record["identity"]["model"] == load_bundle(flow.model).fingerprint
+    assert record["times"]["wall_s"] > 0
+
+
+def test_evaluate_of_the_run_has_every_figure(flow: Flow, tmp_path: Path):
+    evaluate.run(flow.run, flow.manifest, json_path=str(tmp_path / "e.json"))
+    figures = json.loads((tmp_path / "e.json").read_text())
+    assert figures["num_images"] == NUM_VAL
+    values = [*figures["error"].values(), *figures["baselines"].values()]
+    assert all(0 <= value <= 1 for value in values)
+
+
+def test_part_size_does_not_change_predictions(flow: Flow):
+    out = str(flow.folder / "one-part")
+    flow.localize(out, LocalizeConfig(part_images=100), split="val")
+    assert len(storage.list_files(f"{out}/predictions")) == 1
+    assert rows(out) == rows(flow.run)
+
+
+def test_a_lost_part_is_done_again_and_no_other(flow: Flow):
+    out = str(flow.folder / "resumed")
+    flow.localize(out, split="val")
+    files = storage.list_files(f"{out}/predictions")
+    kept = Path(files[0]).stat().st_mtime_ns
+    Path(files[1]).unlink()
+    record = storage.read_json(f"{out}/run.json")
+    storage.write_json(f"{out}/run.json", {**record, "complete": False})
+    flow.localize(out, split="val")
+    assert rows(out) == rows(flow.run)
+    assert Path(files[0]).stat().st_mtime_ns == kept
+
+
+def test_a_complete_run_is_left_alone(flow: Flow, capsys: pytest.CaptureFixture[str]):
+    before = Path(flow.run, "run.json").read_bytes()
+    flow.localize(flow.run, split="val")
+    assert "nothing to do" in capsys.readouterr().err
+    assert Path(flow.run, "run.json").read_bytes() == before
+
+
+def test_another_config_on_the_same_folder_is_refused_by_name(flow: Flow):
+    with pytest.raises(RunConflictError, match=r"config\.top_k: 5 there, 3 now"):
+        flow.localize(flow.run, LocalizeConfig(part_images=6, top_k=3), split="val")
+
+
+def test_a_folder_with_every_kind_of_file_gives_each_image_a_row(flow: Flow):
+    folder = flow.folder / "wild"
+    folder.mkdir()
+    good = Image.effect_noise((40, 30), 90).convert("RGB")
+    good.save(folder / "good.jpg")
+    good.convert("CMYK").save(folder / "cmyk.jpg")
+    good.convert("L").save(folder / "grey.png")
+    Image.new("I;16", (20, 20), 40_000).save(folder / "sixteen.png")
+    Image.new("RGB", (1, 1)).save(folder / "pixel.png")
+    (folder / "truncated.jpg").write_bytes((folder / "good.jpg").read_bytes()[:400])
+    (folder / "empty.JPEG").write_bytes(b"")
+    (folder / "text.png").write_text("not an image")
+    (folder / "notes.txt").write_text("left aside")
+    Image.new("1", (20_000, 10_000)).save(folder / "huge.png")
+    out = str(flow.folder / "wild-run")
+    record = flow.localize(out, source=str(folder))
+    status = {Path(row["image_uri"]).name: row["status"] for row in rows(out)}
+    assert status == {
+        **dict.fromkeys(["good.jpg", "cmyk.jpg", "grey.png", "sixteen.png", "pixel.png"], "ok"),
+        **dict.fromkeys(["truncated.jpg", "text.png"], "undecodable"),
+        "empty.JPEG": "empty",
+        "huge.png": "too_large",
+    }
+    assert record["counts"]["by_status"] == {
+        "ok": 5,
+        "undecodable": 2,
+        "empty": 1,
+        "too_large": 1,
+    }
+
+
+def test_an_image_that_vanished_is_a_row(flow: Flow):
+    folder = flow.folder / "vanishing"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (30, 30)).save(folder / name)
+    index.run(str(folder), str(flow.folder / "vanishing-manifest"))
+    (folder / "b.jpg").unlink()
+    out = str(flow.folder / "vanished")
+    flow.localize(out, source=str(flow.folder / "vanishing-manifest"))
+    found = {Path(row["image_uri"]).name: row["status"] for row in rows(out)}
+    assert found == {"a.jpg": "ok", "b.jpg": "missing"}
+
+
+def test_score_writes_the_scores_table(flow: Flow):
+    out = str(flow.folder / "scores")
+    localize.run(
+        "score",
+        source=flow.manifest,
+        split="val",
+        model=flow.model,
+        out=out,
+        config=LocalizeConfig(classes="label", part_images=16),
+    )
+    found = storage.read_table(f"{out}/scores").to_pylist()
+    assert len(found) == NUM_VAL
+    assert {len(row["scores"]) for row in found} == {140}
+
+
+def test_predictions_are_one_parquet_file_a_part(flow: Flow):
+    files = storage.list_files(f"{flow.run}/predictions")
+    assert [Path(file).name for file in files] == [f"part-{i:07d}.parquet" for i in range(3)]
+    assert [pq.read_metadata(file).num_rows for file in files] == [36, 36, 24]
+
+
+def test_progress_in_a_log_is_whole_lines(capsys: pytest.CaptureFixture[str]):
+    progress = Progress()
+    with progress.live():
+        progress.update("score", 1, 4)
+        progress.update("score", 4, 4, "1 failed")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "score: 4 of 4, 1 failed"

@@ -1,0 +1,141 @@
+"""Fetching: bytes, or the word for why there are none; never an exception."""
+
+import io
+import os
+import pickle
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
+
+from cropscore_ray import fetch, schema
+from cropscore_ray.errors import ImageError
+from cropscore_ray.fetch import fetch_image, fetch_images
+
+
+class FakeS3:
+    """Answers by the key: bytes, or the error that it names."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:
+        self.asked.append((Bucket, Key))
+        if Key == "timeout":
+            raise ReadTimeoutError(endpoint_url="http://s3")
+        if Key == "offline":
+            raise EndpointConnectionError(endpoint_url="http://s3")
+        if Key.startswith("error/"):
+            raise ClientError({"Error": {"Code": Key[6:], "Message": "no"}}, "GetObject")
+        return {"Body": io.BytesIO(Key.encode())}
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> FakeS3:
+    fake = FakeS3()
+    monkeypatch.setattr(fetch, "_s3_client", lambda: fake)
+    return fake
+
+
+def failure(uri: str) -> ImageError:
+    with pytest.raises(ImageError) as caught:
+        fetch_image(uri)
+    assert caught.value.status in schema.STATUSES
+    assert uri in str(caught.value)
+    return caught.value
+
+
+def test_a_local_file_is_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a b#1.jpg").write_bytes(b"\xff\xd8")
+    assert fetch_image(str(tmp_path / "a b#1.jpg")) == b"\xff\xd8"
+    assert fetch_image(f"file://{tmp_path}/a b#1.jpg") == b"\xff\xd8"
+    monkeypatch.chdir(tmp_path)
+    assert fetch_image("a b#1.jpg") == b"\xff\xd8"
+
+
+def test_an_empty_file_is_no_bytes(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    assert fetch_image(str(tmp_path / "empty.jpg")) == b""
+
+
+def test_a_missing_file_is_missing(tmp_path: Path) -> None:
+    assert failure(str(tmp_path / "gone.jpg")).status == "missing"
+    assert failure(str(tmp_path / "gone" / "a.jpg")).status == "missing"
+
+
+def test_a_folder_is_no_image(tmp_path: Path) -> None:
+    assert failure(str(tmp_path)).status == "unreachable"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_permission_is_denied(tmp_path: Path) -> None:
+    path = tmp_path / "secret.jpg"
+    path.touch(mode=0)
+    assert failure(str(path)).status == "denied"
+
+
+def test_an_unknown_scheme_is_unreachable() -> None:
+    assert failure("nowhere://bucket/a.jpg").status == "unreachable"
+
+
+def test_an_s3_key_goes_out_as_it_is(s3: FakeS3) -> None:
+    assert fetch_image("s3://bucket/a/b c%20+.jpg") == b"a/b c%20+.jpg"
+    assert s3.asked == [("bucket", "a/b c%20+.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("key", "status"),
+    [
+        ("error/NoSuchKey", "missing"),
+        ("error/NoSuchBucket", "missing"),
+        ("error/404", "missing"),
+        ("error/AccessDenied", "denied"),
+        ("error/SignatureDoesNotMatch", "denied"),
+        ("error/SlowDown", "unreachable"),
+        ("timeout", "unreachable"),
+        ("offline", "unreachable"),
+    ],
+)
+@pytest.mark.usefixtures("s3")
+def test_what_s3_answers_has_a_word(key: str, status: str) -> None:
+    assert failure(f"s3://bucket/{key}").status == status
+
+
+@pytest.mark.usefixtures("s3")
+def test_many_come_in_order_with_errors_in_their_places(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    uris = [str(tmp_path / "a.jpg"), "s3://bucket/b", str(tmp_path / "gone"), "s3://bucket/timeout"]
+    found = fetch_images(uris * 20)
+    assert len(found) == 80
+    for i in range(0, 80, 4):
+        assert found[i : i + 2] == [b"a", b"b"]
+        errors = found[i + 2 : i + 4]
+        assert [one.status for one in errors if isinstance(one, ImageError)] == [
+            "missing",
+            "unreachable",
+        ]
+
+
+def test_no_uris_are_no_images() -> None:
+    assert fetch_images([]) == []
+
+
+def test_many_are_fetched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting = threading.Barrier(fetch.CONNECTIONS, timeout=20)
+
+    class Slow(FakeS3):
+        def get_object(self, **where: str) -> dict[str, Any]:
+            meeting.wait()  # returns only if all of them are under way together
+            return super().get_object(**where)
+
+    slow = Slow()
+    monkeypatch.setattr(fetch, "_s3_client", lambda: slow)
+    uris = [f"s3://bucket/{i}" for i in range(fetch.CONNECTIONS)]
+    assert fetch_images(uris) == [str(i).encode() for i in range(fetch.CONNECTIONS)]
+
+
+def test_an_image_error_travels_between_processes() -> None:
+    copied = pickle.loads(pickle.dumps(ImageError("denied", "not yours")))
+    assert (copied.status, str(copied)) == ("denied", "not yours")
