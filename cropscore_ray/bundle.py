@@ -61,6 +61,7 @@ class Bundle:
             "normalization": self.config.localizer.normalization,
             "classes": [asdict(one) for one in self.classes],
             "parts": {name: part["sha256"] for name, part in sorted(self.parts.items())},
+            "baselines": self.baselines,
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 

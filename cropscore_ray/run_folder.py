@@ -14,6 +14,7 @@ from cropscore_ray import storage
 from cropscore_ray.errors import RunConflictError
 
 FORMAT = 1
+TABLES = ("predictions", "scores")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,9 +69,11 @@ def read_record(uri: str) -> dict[str, Any] | None:
 
 
 def discard(uri: str) -> None:
-    """Delete the run in a folder, if there is one; a folder that is no run is left alone."""
+    """Delete the run in a folder, if there is one; what is not the run's is left alone."""
     if "identity" in (read_record(uri) or {}):
-        storage.delete_folder(uri)
+        for name in (*TABLES, "manifest"):
+            storage.delete_folder(storage.join(uri, name))
+        storage.delete_file(storage.join(uri, "run.json"))
 
 
 def open_run(uri: str, *, table: str, identity: dict[str, Any], facts: dict[str, Any]) -> RunFolder:

@@ -168,6 +168,13 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
         return dataset.to_table(columns=columns).replace_schema_metadata(dataset.schema.metadata)
 
 
+def delete_file(uri: str) -> None:
+    """Delete a file; StorageError if there is none."""
+    fs, path = filesystem(uri)
+    with _explained("delete", uri):
+        fs.delete_file(path)
+
+
 def delete_folder(uri: str) -> None:
     """Delete a folder and all below it; nothing happens if there is none."""
     fs, path = filesystem(uri)

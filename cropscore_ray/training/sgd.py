@@ -171,19 +171,21 @@ def _first_logits(
 
 
 def _loader(task: NetworkTask, worker: Worker) -> DataLoader[dict[str, Any]]:
-    order = _EpochOrder(task, worker)
-    per_worker = max(1, task.config.batch_size // worker.num_workers)
     on_gpu = worker.device.type == "cuda"
-    if len(order) == 0:
+    num_images = len(task.dataset)
+    if num_images < worker.num_workers:
         raise DataError(
-            f"{task.name}: there is no labelled training image",
+            f"{task.name}: {num_images} labelled training images for {worker.num_workers} workers",
             hint="does the manifest's training split carry classes and, for the scorer, boxes?",
         )
+    # Whole batches only, since batch norm dislikes a last batch of one; as many for any
+    # number of workers, so that a schedule can go on with another number.
+    batch = min(task.config.batch_size, num_images)
+    per_worker = max(1, batch // worker.num_workers)
     return DataLoader(
         task.dataset,
-        batch_size=min(per_worker, len(order)),
-        sampler=order,
-        drop_last=True,  # batch norm dislikes a last batch of one
+        batch_size=per_worker,
+        sampler=_EpochOrder(task, worker, num_images // batch * per_worker),
         num_workers=_GPU_LOADERS if on_gpu else 0,
         pin_memory=on_gpu,
     )
@@ -192,19 +194,20 @@ def _loader(task: NetworkTask, worker: Worker) -> DataLoader[dict[str, Any]]:
 class _EpochOrder:
     """The sampler of a DataLoader: another order every epoch, set on the dataset."""
 
-    def __init__(self, task: NetworkTask, worker: Worker) -> None:
+    def __init__(self, task: NetworkTask, worker: Worker, num_images: int) -> None:
         self.task = task
         self.worker = worker
+        self.num_images = num_images
 
     def __iter__(self) -> Iterator[int]:
         task, worker = self.task, self.worker
         order = epoch_order(
             len(task.dataset), task.seed, task.dataset.epoch, worker.rank, worker.num_workers
         )
-        return iter(order)
+        return iter(order[: self.num_images])
 
     def __len__(self) -> int:
-        return len(self.task.dataset) // self.worker.num_workers
+        return self.num_images
 
 
 def _optimizer(

@@ -1,7 +1,6 @@
 """The whole flow, small, on a local Ray: every stage does its real work on drawn images."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,16 +41,14 @@ class Flow:
 
 
 @pytest.fixture(scope="module")
-def flow(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterator[Flow]:
+def flow(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Flow:
     folder = tmp_path_factory.mktemp("flow")
-    labels = draw_image_set(
-        str(folder / "images"), num_train=NUM_TRAIN, num_val=NUM_VAL, seed=1
-    )
+    labels = draw_image_set(str(folder / "images"), num_train=NUM_TRAIN, num_val=NUM_VAL, seed=1)
     made = Flow(folder, str(folder / "manifest"), str(folder / "model"), str(folder / "run"))
     index.run(f"csv:{labels}", made.manifest)
     train.run("all", data=made.manifest, model=made.model, config=recipes.smoke())
     made.localize(made.run, split="val")
-    yield made
+    return made
 
 
 def rows(run: str) -> list[dict]:

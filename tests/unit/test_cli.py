@@ -101,9 +101,7 @@ def test_localizing_without_a_model_says_how_to_make_one(tmp_path: Path):
         ("scorer.epochs", "has no '='"),
     ],
 )
-def test_a_wrong_setting_is_a_usage_error_that_names_it(
-    tmp_path: Path, setting: str, message: str
-):
+def test_a_wrong_setting_is_a_usage_error_that_names_it(tmp_path: Path, setting: str, message: str):
     model = str(tmp_path / "model")
     result = run("train", "--data", "m", "--model", model, "--recipe", "smoke", "--set", setting)
     assert result.exit_code == 2

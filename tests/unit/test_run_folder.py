@@ -118,8 +118,10 @@ def test_a_run_json_of_another_program_is_refused(uri: str) -> None:
 
 def test_a_discarded_run_leaves_room_for_another(uri: str) -> None:
     write_part(open_with(uri), 0)
+    notes = Path(uri) / "notes.txt"
+    notes.write_text("mine")
     discard(uri)
-    assert not Path(uri).exists()
+    assert list(Path(uri).iterdir()) == [notes]
     discard(uri)
     assert open_with(uri, model="beef").done_parts() == set()
 

@@ -22,6 +22,7 @@ from cropscore_ray.config import (
 from cropscore_ray.datasets.drawn import draw_image
 from cropscore_ray.errors import DataError
 from cropscore_ray.networks import make_network
+from cropscore_ray.training import sgd
 from cropscore_ray.training.crops import (
     CropDataset,
     LabelledImages,
@@ -197,5 +198,18 @@ def test_two_workers_take_equally_many_steps_on_other_images(images: LabelledIma
 
 def test_no_labelled_image_is_said(images: LabelledImages) -> None:
     nothing = LabelledImages(uris=[], classes=np.array([], np.int64), boxes=[])
-    with pytest.raises(DataError, match="classifier-0: there is no labelled training image"):
+    with pytest.raises(DataError, match="classifier-0: 0 labelled training images for 1 workers"):
         train_networks([a_task(nothing)], Worker())
+
+
+@pytest.mark.parametrize("num_images", [5, 48, 100])
+def test_the_number_of_steps_does_not_depend_on_the_number_of_workers(
+    images: LabelledImages, num_images: int
+) -> None:
+    uris = (images.uris * num_images)[:num_images]
+    many = LabelledImages(
+        uris=uris, classes=np.zeros(num_images, np.int64), boxes=[np.zeros((0, 4))] * num_images
+    )
+    task = a_task(many, batch_size=16)
+    lengths = [len(sgd._loader(task, Worker(num_workers=n))) for n in (1, 2, 3, 5)]
+    assert lengths == [max(1, num_images // 16)] * 4
