@@ -72,7 +72,7 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SgdConfig:
-    """One stochastic training: momentum 0.9, one-cycle cosine rate, decay on all weights."""
+    """One stochastic training: momentum 0.9, a cosine rate, decay on all weights."""
 
     epochs: int = 8
     """Passes over the training images; 0 takes the initial weights as they are."""

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -220,16 +221,17 @@ def _optimizer(
         nesterov=True,
         weight_decay=config.weight_decay,
     )
-    num_steps = max(2, steps_per_epoch * config.epochs)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=config.learning_rate,
-        total_steps=num_steps,
-        # Two steps at least: it divides by zero where the warm-up is exactly one.
-        pct_start=max(_WARM_UP, 2 / num_steps),
-        cycle_momentum=False,
-    )
+    num_steps = steps_per_epoch * config.epochs
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, num_steps=num_steps))
     return optimizer, schedule
+
+
+def _rate(step: int, num_steps: int) -> float:
+    """Return the share of the peak rate: a linear warm-up, then half a cosine down to 0."""
+    warm_up = math.ceil(_WARM_UP * num_steps)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up)))
 
 
 def _epoch(session: _Session, epoch: int) -> dict[str, float]:

@@ -176,6 +176,15 @@ def test_any_number_of_steps_has_a_schedule(
     assert len(train_networks([task], Worker())["classifier-0"]["metrics"]) == epochs
 
 
+def test_the_rate_warms_up_and_falls_to_nothing() -> None:
+    rates = [sgd._rate(step, 40) for step in range(41)]  # two steps of warm-up
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[21] == pytest.approx(0.5)
+    assert rates[40] == pytest.approx(0.0)
+    for num_steps in (1, 2, 3, 19, 20, 21):
+        assert all(0 <= sgd._rate(step, num_steps) <= 1 for step in range(num_steps + 1))
+
+
 def test_squares_that_are_never_drawn_need_no_calibration(images: LabelledImages) -> None:
     rarely = scorer_sampler(ScorerConfig(grid_fraction=0.0))
     task = a_task(images, epochs=1, sampler=rarely)
