@@ -109,7 +109,13 @@ def resample_weights(
     return first, last, torch.from_numpy(weights.astype(np.float32))
 
 
-def crop(pixels_HW3: NDArray[np.uint8], boxes_N4: ArrayLike, size: int) -> torch.Tensor:
+def planes(pixels_HW3: NDArray[np.uint8]) -> torch.Tensor:
+    """Return pixels as float32 colour planes, (3, H, W), in [0, 255]."""
+    # A copy, since decoded pixels are read-only, which torch warns of.
+    return torch.from_numpy(np.array(pixels_HW3.transpose(2, 0, 1), order="C")).float()
+
+
+def crop(image_3HW: torch.Tensor, boxes_N4: ArrayLike, size: int) -> torch.Tensor:
     """Cut boxes out of an image and resample each to (size, size), antialiased.
 
     Equal to Pillow's `resize((size, size), BILINEAR, box=box)` within one level of 255,
@@ -117,15 +123,13 @@ def crop(pixels_HW3: NDArray[np.uint8], boxes_N4: ArrayLike, size: int) -> torch
     (a grid's squares, the ten crops) share the vertical pass.
 
     Args:
-        pixels_HW3: RGB, uint8.
+        image_3HW: colour planes, float32, of any scale.
         boxes_N4: xyxy in pixels, inside the image and not empty.
         size: side of every crop, in pixels.
 
     Returns:
-        float32 (N, 3, size, size) in [0, 255].
+        float32 (N, 3, size, size), of the image's scale.
     """
-    # A copy, since decoded pixels are read-only, which torch warns of.
-    image_3HW = torch.from_numpy(np.array(pixels_HW3.transpose(2, 0, 1), order="C")).float()
     height, width = image_3HW.shape[1:]
     boxes = np.asarray(boxes_N4, np.float64).tolist()
     crops_N3SS = torch.empty(len(boxes), 3, size, size)
@@ -139,11 +143,15 @@ def crop(pixels_HW3: NDArray[np.uint8], boxes_N4: ArrayLike, size: int) -> torch
     return crops_N3SS
 
 
-def normalize(crops_N3SS: torch.Tensor, config: PreprocessConfig) -> torch.Tensor:
-    """Return crops in [0, 255] as the network's input: (x / 255 - mean) / std by colour."""
-    mean = crops_N3SS.new_tensor(config.mean).view(3, 1, 1)
-    std = crops_N3SS.new_tensor(config.std).view(3, 1, 1)
-    return (crops_N3SS - 255.0 * mean) / (255.0 * std)
+def normalize(image_3HW: torch.Tensor, config: PreprocessConfig) -> torch.Tensor:
+    """Return planes in [0, 255] on the network's scale: (x / 255 - mean) / std by colour.
+
+    Done before cropping: resampling weights sum to 1, so the order does not matter, and an
+    image has a fraction of the pixels of its 140 crops.
+    """
+    mean = image_3HW.new_tensor(config.mean).view(3, 1, 1)
+    std = image_3HW.new_tensor(config.std).view(3, 1, 1)
+    return (image_3HW - 255.0 * mean) / (255.0 * std)
 
 
 def ten_crop_boxes(width_px: int, height_px: int, config: PreprocessConfig) -> NDArray[np.float64]:

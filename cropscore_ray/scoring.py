@@ -47,8 +47,8 @@ class CropScorer:
 
     def cut(self, pixels_HW3: Pixels, boxes_N4: ArrayLike) -> Tensor:
         """Return crops as the networks take them: (N, 3, input_px, input_px)."""
-        crops_N3SS = images.crop(pixels_HW3, boxes_N4, self.preprocess.input_px)
-        return images.normalize(crops_N3SS, self.preprocess).to(
+        image_3HW = images.normalize(images.planes(pixels_HW3), self.preprocess)
+        return images.crop(image_3HW, boxes_N4, self.preprocess.input_px).to(
             device=self.device, dtype=self.dtype, memory_format=torch.channels_last
         )
 

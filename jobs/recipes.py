@@ -24,7 +24,7 @@ def poster() -> TrainConfig:
 
 
 def overlap() -> TrainConfig:
-    """Return the poster's method with half of the scorer's crops taken from the grid.
+    """Return the poster's method with most of the scorer's crops taken from the grid.
 
     For a few thousand boxed images and given classifier weights; L1 loss (METHOD section 7).
     """

@@ -6,6 +6,7 @@ goes on where it stopped.
 """
 
 import io
+import os
 import tempfile
 import threading
 import time
@@ -87,6 +88,9 @@ def _worker_loop(loop_config: dict[str, Any]) -> Any:
     queue: Queue = loop_config["queue"]
     rank = context.get_world_rank()
 
+    if get_device().type == "cpu":
+        # Ray sets one thread for each CPU asked for; workers share all cores of their node.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     last_s = 0.0
 
     def progress(name: str, done: int, total: int, loss: float) -> None:

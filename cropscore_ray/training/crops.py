@@ -142,9 +142,9 @@ class CropDataset(Dataset[dict[str, Any]]):
         sides = np.array([width, height, width, height])
         unit, overlap = self.sampler(rng, self.data.boxes[index] / sides)
         box = at_least_one_pixel(unit * sides, width, height)
-        crop = images.crop(pixels, box[None], self.preprocess.input_px)[0]
-        crop = crop.flip(2) if rng.random() < 0.5 else crop
-        return images.normalize(crop, self.preprocess), overlap
+        image_3HW = images.normalize(images.planes(pixels), self.preprocess)
+        crop = images.crop(image_3HW, box[None], self.preprocess.input_px)[0]
+        return crop.flip(2) if rng.random() < 0.5 else crop, overlap
 
 
 def at_least_one_pixel(box: Box, width_px: int, height_px: int) -> Box:

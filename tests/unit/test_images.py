@@ -12,7 +12,7 @@ from PIL import Image, features
 
 from cropscore_ray.config import PreprocessConfig
 from cropscore_ray.errors import ImageError
-from cropscore_ray.images import crop, decode, normalize, ten_crop_boxes
+from cropscore_ray.images import crop, decode, normalize, planes, ten_crop_boxes
 
 SHARP = np.random.default_rng(0).integers(0, 256, (61, 83, 3), np.uint8)  # the hardest to resample
 ONE_LEVEL = 1.001  # float32 leaves 1e-5 on top of Pillow's own rounding
@@ -31,7 +31,7 @@ def pillow_crop(pixels: np.ndarray, box: tuple[float, ...], size: int) -> np.nda
 
 
 def distance(pixels: np.ndarray, box: tuple[float, ...], size: int) -> float:
-    ours = crop(pixels, [box], size)[0].permute(1, 2, 0).numpy()
+    ours = crop(planes(pixels), [box], size)[0].permute(1, 2, 0).numpy()
     return float(np.abs(ours - pillow_crop(pixels, box, size)).max())
 
 
@@ -67,27 +67,27 @@ def test_special_boxes_equal_pillows_too(box: tuple[float, ...], size: int) -> N
 
 
 def test_a_crop_at_its_own_size_is_the_pixels() -> None:
-    cut = crop(SHARP, [[10, 20, 42, 52]], 32)[0].permute(1, 2, 0).numpy()
+    cut = crop(planes(SHARP), [[10, 20, 42, 52]], 32)[0].permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(cut, SHARP[20:52, 10:42])
 
 
 def test_an_image_of_one_pixel_fills_its_crops() -> None:
     pixel = np.array([[[10, 200, 30]]], np.uint8)
-    cut = crop(pixel, [[0, 0, 1, 1], [0, 0, 1 / 7, 1 / 7]], 32)
+    cut = crop(planes(pixel), [[0, 0, 1, 1], [0, 0, 1 / 7, 1 / 7]], 32)
     assert cut.shape == (2, 3, 32, 32)
     torch.testing.assert_close(cut, torch.tensor([10.0, 200, 30]).view(1, 3, 1, 1).expand_as(cut))
 
 
 def test_crops_do_not_depend_on_their_neighbours() -> None:
     some = np.array([[0, 0, 83, 61], [5.5, 0, 20, 61], [5.5, 7, 20, 9]])
-    together = crop(SHARP, some, 24)
+    together = crop(planes(SHARP), some, 24)
     for box, one in zip(some, together, strict=True):
-        torch.testing.assert_close(crop(SHARP, [box], 24)[0], one, rtol=0, atol=1e-4)
+        torch.testing.assert_close(crop(planes(SHARP), [box], 24)[0], one, rtol=0, atol=1e-4)
 
 
 def test_halving_two_pixels_gives_their_mean() -> None:
     pixels = np.array([[[0, 0, 0], [100, 50, 200]]] * 2, np.uint8)
-    assert crop(pixels, [[0, 0, 2, 2]], 1).flatten().tolist() == [50.0, 25.0, 100.0]
+    assert crop(planes(pixels), [[0, 0, 2, 2]], 1).flatten().tolist() == [50.0, 25.0, 100.0]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16", "YCbCr"])

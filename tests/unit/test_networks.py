@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import googlenet
 
 from cropscore_ray.config import NetworkConfig, PreprocessConfig, TrainConfig, with_settings
-from cropscore_ray.images import crop, decode, normalize
+from cropscore_ray.images import crop, decode, normalize, planes
 from cropscore_ray.networks import Network, best_dtype, for_inference, make_network
 from cropscore_ray.weights import adapt_config, initial_network
 
@@ -145,7 +145,7 @@ def read_examples(folder: Path, num_images: int) -> list[tuple[Path, int]]:
 def whole_image(path: Path, config: PreprocessConfig) -> Tensor:
     pixels = decode(path.read_bytes())
     height, width = pixels.shape[:2]
-    return normalize(crop(pixels, [[0, 0, width, height]], config.input_px), config)
+    return crop(normalize(planes(pixels), config), [[0, 0, width, height]], config.input_px)
 
 
 def test_real_weights_classify_real_images(shared_folder: Path) -> None:

@@ -223,7 +223,7 @@ def test_crop_loss_by_hand() -> None:
     # The square's own logit 2 becomes 0.5 * 2 - 2 = -1; its target is 0.25.
     overlap_loss = 0.25 * log1pexp(1) + 0.75 * log1pexp(-1)
     loss = crop_loss(logits, batch, 0.0, Calibration(scale=0.5, shift=-2.0))
-    assert float(loss) == pytest.approx((class_loss + overlap_loss) / 2, rel=1e-5)
+    assert float(loss) == pytest.approx((class_loss + overlap_loss / 0.5) / 2, rel=1e-5)
 
 
 def test_label_smoothing_asks_a_little_of_every_class() -> None:
