@@ -11,9 +11,10 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +22,7 @@ import pyarrow.dataset as pads
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy, DataContext
+from ray.util.queue import Queue
 
 from cropscore_ray import fetch, run_folder, runtime, schema, storage
 from cropscore_ray.bundle import load_bundle
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, Counter[str]], None]
 """Called with images done, images in all, and images by status so far."""
 
+_PROGRESS_S = 1.0
 _ROW_COLUMNS = ["image_id", "image_uri", "width_px", "height_px", "class_index"]
 _DATA_COLUMNS = {"part": pa.int64(), "data": pa.large_binary()}
 _DATA_COLUMNS |= {"fetch_status": pa.string(), "fetch_error": pa.string()}
@@ -61,7 +64,7 @@ def run_parts(run: BulkRun, manifest: Manifest, *, progress: Progress | None = N
     Args:
         run: what to do.
         manifest: the rows of the run's split, in the order of image_id.
-        progress: told whenever a part is written.
+        progress: told as images are scored and parts are written.
 
     Raises:
         CropscoreError: a worker failed; what is written stays, the same command goes on.
@@ -81,14 +84,13 @@ def run_parts(run: BulkRun, manifest: Manifest, *, progress: Progress | None = N
         if number not in done
     ]
     num_todo = sum(len(ids[part["part"] * size :][:size]) for part in parts)
-    by_status: Counter[str] = Counter()
-    num_done = len(ids) - num_todo
+    tally = _Tally(num_done=len(ids) - num_todo, num_images=len(ids), progress=progress)
     try:
-        for summary in _chain(run, parts).iter_rows() if parts else ():
-            num_done += summary["images"]
-            by_status.update(json.loads(summary["by_status"]))
-            if progress:
-                progress(num_done, len(ids), by_status)
+        if parts:
+            runtime.connect()
+            with runtime.events(tally.count_images) as queue:
+                for summary in _chain(run, parts, queue).iter_rows():
+                    tally.count_part(json.loads(summary["by_status"]))
     finally:
         wall_s = time.monotonic() - began
         times = run.folder.record["times"]
@@ -98,9 +100,34 @@ def run_parts(run: BulkRun, manifest: Manifest, *, progress: Progress | None = N
     logger.info("%s: %d images, %.2f images/s", run.command, num_todo, rate)
 
 
-def _chain(run: BulkRun, parts: list[dict[str, int]]) -> ray.data.Dataset:
+@dataclass
+class _Tally:
+    """Images done: by status where their part is written, and by number as they are scored."""
+
+    num_done: int
+    num_images: int
+    progress: Progress | None
+    num_scored: int = 0
+    by_status: Counter[str] = field(default_factory=Counter)
+
+    def count_images(self, number: int) -> None:
+        self.num_scored += number
+        self._tell()
+
+    def count_part(self, by_status: dict[str, int]) -> None:
+        self.by_status.update(by_status)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.progress:
+            written = self.by_status.total()
+            # A part that is done twice is scored twice; only what is written can be the end.
+            ahead = min(self.num_scored, self.num_images - self.num_done - 1)
+            self.progress(self.num_done + max(written, ahead), self.num_images, self.by_status)
+
+
+def _chain(run: BulkRun, parts: list[dict[str, int]], queue: Queue) -> ray.data.Dataset:
     """Return the lazy chain over the parts; its rows are summaries of written parts."""
-    runtime.connect()
     context = DataContext.get_current()
     context.execution_options.verbose_progress = False
     context.enable_progress_bars = False
@@ -115,7 +142,7 @@ def _chain(run: BulkRun, parts: list[dict[str, int]]) -> ray.data.Dataset:
         .map_batches(read_part, fn_args=(run,), batch_size=1, batch_format="pyarrow", num_cpus=0.5)
         .map_batches(
             StageActor,
-            fn_constructor_args=(run,),
+            fn_constructor_args=(run, queue),
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=pool),
@@ -159,7 +186,8 @@ def _manifest(uri: str) -> pads.Dataset:
 class StageActor:
     """One model on one GPU (or on one node's cores): a part's rows in, table rows out."""
 
-    def __init__(self, run: BulkRun) -> None:
+    def __init__(self, run: BulkRun, queue: Queue) -> None:
+        self.queue = queue
         if not torch.cuda.is_available():
             torch.set_num_threads(os.cpu_count() or 1)  # Ray sets one thread a CPU asked for
         self.stage = STAGES[run.command](load_bundle(run.model_uri), run.config)
@@ -175,9 +203,20 @@ class StageActor:
             else ImageError(row["fetch_status"], row["fetch_error"])
             for row in rows
         ]
-        table = schema.rows_to_table(self.stage(rows, fetched), self.stage.schema)
+        table = schema.rows_to_table(list(self._rows(rows, fetched)), self.stage.schema)
         number = pa.array([numbers[0].as_py()] * len(table), pa.int64())
         return table.append_column("part", number)
+
+    def _rows(
+        self, rows: list[dict[str, Any]], fetched: list[bytes | ImageError]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the part's rows, and tell now and then how many images they are."""
+        told, told_s = 0, time.monotonic()
+        for number, image in enumerate(self.stage.by_image(rows, fetched), 1):
+            yield from image
+            if number == len(rows) or time.monotonic() - told_s > _PROGRESS_S:
+                runtime.tell(self.queue, number - told)
+                told, told_s = number, time.monotonic()
 
 
 def write_part(table: pa.Table, run: BulkRun) -> pa.Table:

@@ -40,13 +40,26 @@ class ScoreStage:
 
     def __call__(self, rows: list[Row], fetched: list[bytes | ImageError]) -> list[Row]:
         """Return the table's rows for these images, in their order."""
-        with ThreadPoolExecutor(1) as pool:  # the next image is decoded while one is scored
-            decoded = pool.map(self._decode, fetched)
-            return [
-                out
-                for row, pixels in zip(rows, decoded, strict=True)
-                for out in self._image_rows(row, pixels)
-            ]
+        return [row for image in self.by_image(rows, fetched) for row in image]
+
+    def by_image(self, rows: list[Row], fetched: list[bytes | ImageError]) -> Iterator[list[Row]]:
+        """Yield the table's rows of one image after the other."""
+        for row, pixels in zip(rows, self._decode_ahead(fetched), strict=True):
+            yield list(self._image_rows(row, pixels))
+
+    def _decode_ahead(
+        self, fetched: list[bytes | ImageError]
+    ) -> Iterator[NDArray[np.uint8] | ImageError]:
+        """Decode the next image while one is scored; no more, since pixels are large."""
+        with ThreadPoolExecutor(1) as pool:
+            following = [pool.submit(self._decode, one) for one in fetched[:1]]
+            for one in fetched[1:]:
+                current = following.pop()
+                pixels = current.result()
+                following.append(pool.submit(self._decode, one))
+                yield pixels
+            for last in following:
+                yield last.result()
 
     def _decode(self, data: bytes | ImageError) -> NDArray[np.uint8] | ImageError:
         if isinstance(data, ImageError):

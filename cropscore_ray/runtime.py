@@ -2,9 +2,14 @@
 
 import logging
 import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
+from ray.util.queue import Empty, Queue
 
 # Ray's own object store takes 30 % of the memory by default; rows are small here.
 _OBJECT_STORE_BYTES = 512 * 2**20
@@ -30,6 +35,39 @@ def connect() -> None:
         object_store_memory=_OBJECT_STORE_BYTES,
         **quiet,
     )
+
+
+@contextmanager
+def events(receive: Callable[..., None]) -> Iterator[Queue]:
+    """Give a queue for workers to `tell` things; each becomes a call of `receive` here.
+
+    For progress, which may be lost: with the node that holds the queue, and at the end.
+    """
+    queue = Queue(actor_options={"num_cpus": 0})
+    ended = threading.Event()
+
+    def listen() -> None:
+        while not ended.is_set():
+            try:
+                receive(*queue.get(timeout=0.5))
+            except Empty:
+                continue
+            except RayError:
+                return
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield queue
+    finally:
+        ended.set()
+        listener.join(timeout=5)
+        queue.shutdown(force=True)
+
+
+def tell(queue: Queue, *event: Any) -> None:
+    """Put an event into the queue of `events`, without waiting and whether it is there or not."""
+    queue.actor.put_nowait.remote(event)
 
 
 def num_gpus() -> int:

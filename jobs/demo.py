@@ -7,7 +7,7 @@ from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.jobs import evaluate, index, localize, recipes, report, train
 from cropscore_ray.progress import Progress
 
-NUM_TRAIN = 1200
+NUM_TRAIN = 1600
 NUM_VAL = 240
 SEED = 2014
 

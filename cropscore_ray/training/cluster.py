@@ -8,7 +8,6 @@ goes on where it stopped.
 import io
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 
 from cropscore_ray import runtime, storage
 from cropscore_ray.errors import CropscoreError
@@ -58,20 +57,19 @@ def fit(
     runtime.connect()
     on_gpu = runtime.num_gpus() >= num_workers if use_gpu is None else use_gpu
     fs, path = storage.filesystem(storage_uri)
-    queue = Queue(actor_options={"num_cpus": 0})
-    trainer = TorchTrainer(
-        _worker_loop,
-        train_loop_config={"training": training, "queue": queue},
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=on_gpu),
-        run_config=RunConfig(
-            name=name,
-            storage_path=path,
-            storage_filesystem=fs,
-            failure_config=FailureConfig(max_failures=_MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-        ),
-    )
-    with _Listener(queue, progress):
+    with runtime.events(progress or _ignore) as queue:
+        trainer = TorchTrainer(
+            _worker_loop,
+            train_loop_config={"training": training, "queue": queue},
+            scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=on_gpu),
+            run_config=RunConfig(
+                name=name,
+                storage_path=path,
+                storage_filesystem=fs,
+                failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+            ),
+        )
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -79,15 +77,17 @@ def fit(
                 f"training {name} failed: {_innermost(error)}",
                 hint="start the same command again to go on from its last checkpoint",
             ) from error
-    queue.shutdown()
     return _unpack(result.return_value)
+
+
+def _ignore(*event: Any) -> None:
+    del event
 
 
 def _worker_loop(loop_config: dict[str, Any]) -> Any:
     context = ray.train.get_context()
     queue: Queue = loop_config["queue"]
     rank = context.get_world_rank()
-
     if get_device().type == "cpu":
         # Ray sets one thread for each CPU asked for; workers share all cores of their node.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
@@ -97,7 +97,7 @@ def _worker_loop(loop_config: dict[str, Any]) -> Any:
         nonlocal last_s
         if rank == 0 and (done == total or time.monotonic() - last_s > _PROGRESS_S):
             last_s = time.monotonic()
-            queue.put((name, done, total, loss))
+            runtime.tell(queue, name, done, total, loss)
 
     worker = Worker(
         rank=rank,
@@ -150,29 +150,3 @@ def _innermost(error: BaseException) -> str:
     """Return the last line of a remote failure: what a person can act on."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
-
-
-class _Listener:
-    """Hands what workers put into the queue to `progress`, on a thread of this process."""
-
-    def __init__(self, queue: Queue, progress: Progress | None) -> None:
-        self.queue = queue
-        self.progress = progress
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5)
-
-    def _listen(self) -> None:
-        while not self._stop.is_set():
-            try:
-                event = self.queue.get(timeout=0.5)
-            except Empty:
-                continue
-            if self.progress:
-                self.progress(*event)
