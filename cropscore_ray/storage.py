@@ -86,10 +86,23 @@ def list_files(uri: str) -> list[str]:
     """Return the URIs of all files below a folder, sorted; an empty list if there is none."""
     fs, path = filesystem(uri)
     with _explained("list", uri):
+        if not is_remote(uri):
+            return sorted(_walk(path))
         selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+        scheme = uri.partition("://")[0]
         files = [info.path for info in fs.get_file_info(selector) if info.is_file]
-    prefix = f"{uri.partition('://')[0]}://" if is_remote(uri) else ""
-    return sorted(prefix + file for file in files)
+        return sorted(f"{scheme}://{file}" for file in files)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Yield all files below a local folder: links to nothing and odd names too, unlike pyarrow."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    if os.path.exists(folder):
+        for parent, _, names in os.walk(folder, onerror=fail, followlinks=True):
+            yield from (os.path.join(parent, name) for name in names)
 
 
 def read_bytes(uri: str) -> bytes:

@@ -1,9 +1,11 @@
 """The job behind `cropscore demo`: every stage, on an image set that the program draws."""
 
+from functools import partial
 from pathlib import Path
 
 from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.datasets.drawn import draw_image_set
+from cropscore_ray.errors import RunConflictError
 from cropscore_ray.jobs import evaluate, index, localize, recipes, report, train
 from cropscore_ray.progress import Progress
 
@@ -33,7 +35,8 @@ def run(out: str, *, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> str:
         )
         index.run(f"csv:{labels}", manifest)
         train.run("all", data=manifest, model=model, config=recipes.demo(), progress=progress)
-        localize.run(
+        boxes = partial(
+            localize.run,
             "localize",
             source=manifest,
             split="val",
@@ -42,6 +45,10 @@ def run(out: str, *, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> str:
             config=LocalizeConfig(part_images=32),
             progress=progress,
         )
+        try:
+            boxes()
+        except RunConflictError:  # of an older version's model: a demo begins afresh
+            boxes(overwrite=True)
     evaluation = evaluate.run(
         run_folder, manifest, split="val", json_path=str(folder / "metrics.json")
     )

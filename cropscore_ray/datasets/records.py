@@ -112,11 +112,22 @@ def part_images(files: Iterable[str]) -> tuple[list[str], dict[str, int]]:
     others: Counter[str] = Counter()
     for file in files:
         extension = PurePosixPath(file).suffix[1:].lower()
-        if extension in IMAGE_EXTENSIONS:
+        if not _is_text(file):
+            others["(name is not UTF-8)"] += 1
+        elif extension in IMAGE_EXTENSIONS:
             images.append(file)
         else:
             others[extension or "(none)"] += 1
     return images, dict(sorted(others.items()))
+
+
+def _is_text(name: str) -> bool:
+    """Tell whether a file's name can stand in a table."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def stem(uri: str) -> str:

@@ -1,6 +1,7 @@
 """Sources, folders, the index job, and the real image sets."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from cropscore_ray.datasets import FORMS, Index, absolute_source, index_source
 from cropscore_ray.datasets.files import image_sizes, read_all
 from cropscore_ray.datasets.report import Finding
 from cropscore_ray.errors import ConfigError, DataError, RunConflictError, StorageError
+from cropscore_ray.jobs import index as index_job
 from cropscore_ray.manifest import read_manifest
-from jobs import index as index_job
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(
@@ -173,3 +174,13 @@ def test_the_degenerate_boxes_of_tiny_imagenet_are_reported() -> None:
     report = index_source(f"csv:{SHARED / 'tiny-imagenet-20' / 'val.csv'}").report
     assert (report.num_images, report.num_boxes, report.num_classes) == (1000, 1000, 20)
     assert {kind: one.count for kind, one in report.problems.items()} == {"one_pixel_box": 2}
+
+
+def test_odd_names_and_broken_links_are_told(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
+    (tmp_path / "broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(b"")
+    found = index_source(str(tmp_path))
+    names = [Path(uri).name for uri in found.manifest.table["image_uri"].to_pylist()]
+    assert names == ["broken.jpg", "good.png"]
+    assert found.report.left_aside == {"(name is not UTF-8)": 1}
