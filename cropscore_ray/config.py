@@ -257,10 +257,10 @@ class LocalizeConfig:
     """predicted: ranks 1 to top_k; label: rank 0, the manifest's class; both."""
     top_k: int = 5
     """Predicted classes an image."""
-    part_images: int = 256
+    part_images: int = 64
     """Images a part: one file, and the work that a lost node costs at most."""
-    max_megapixels: float = 178.0
-    """Larger images are not decoded (status too_large); Pillow's own bomb limit."""
+    max_megapixels: float = 100.0
+    """Larger images are not decoded (status too_large): these take 3 GB while they are cut."""
 
     def __post_init__(self) -> None:
         _require(self.mode in ("exact",), "mode", self.mode, "exact")

@@ -142,7 +142,8 @@ def evaluate(
             one, gives the constant-box baseline.
         split: The rows that count; None: the one split that the predictions touch, the
             training images aside.
-        constant_box: The baseline's box in fractions of the image, instead of fitting it.
+        constant_box: The baseline's box in fractions of the image, for a manifest that has
+            no `train` split to fit it on.
 
     Raises:
         ConfigError: The predictions touch several splits and none was named.
@@ -151,7 +152,8 @@ def evaluate(
     rows = _rows_of_split(predictions, manifest, split)
     outcome = _join(predictions, rows)
     truth = outcome.truth
-    box = constant_box if constant_box is not None else _fit_constant_box(manifest)
+    fitted = _fit_constant_box(manifest)
+    box = constant_box if fitted is None else fitted
     wrong = {**outcome.wrong, **_box_baselines(truth, box)}
     return Evaluation(
         split=rows.splits[0] if rows.splits else None,

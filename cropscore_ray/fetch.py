@@ -5,6 +5,8 @@ row with a status.
 """
 
 import os
+import random
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -12,12 +14,13 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from cropscore_ray import storage
 from cropscore_ray.errors import ImageError, StorageError
 
 CONNECTIONS = 32
+_READ_ATTEMPTS = 3
 
 _MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
 _DENIED = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
@@ -56,7 +59,7 @@ def fetch_image(uri: str) -> bytes:
 def _from_s3(uri: str) -> bytes:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     try:
-        return bytes(_s3_client().get_object(Bucket=bucket, Key=key)["Body"].read())
+        return _get_object(bucket, key)
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = "missing" if code in _MISSING else "denied" if code in _DENIED else "unreachable"
@@ -65,9 +68,23 @@ def _from_s3(uri: str) -> bytes:
         raise ImageError("unreachable", f"{uri}: {type(error).__name__}: {error}"[:300]) from error
 
 
+def _get_object(bucket: str, key: str) -> bytes:
+    """Read an object whole; the client retries what goes wrong before its first byte."""
+    for attempt in range(_READ_ATTEMPTS):
+        try:
+            return bytes(_s3_client(os.getpid()).get_object(Bucket=bucket, Key=key)["Body"].read())
+        except (ClientError, NoCredentialsError):
+            raise
+        except (BotoCoreError, OSError):
+            if attempt == _READ_ATTEMPTS - 1:
+                raise
+            time.sleep(random.uniform(0, 2**attempt))
+    raise AssertionError("unreachable")
+
+
 @cache
-def _s3_client() -> Any:
-    """One client a process: it is thread-safe, and obeys AWS_ENDPOINT_URL and profiles."""
+def _s3_client(process_id: int) -> Any:
+    """One client a process, not shared with forks: thread-safe, obeys AWS_ENDPOINT_URL."""
     retries = {"mode": "standard", "total_max_attempts": 6}  # backs off with jitter
     config = Config(
         retries=retries, max_pool_connections=CONNECTIONS, connect_timeout=10, read_timeout=60

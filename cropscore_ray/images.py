@@ -151,7 +151,7 @@ def normalize(image_3HW: torch.Tensor, config: PreprocessConfig) -> torch.Tensor
     """
     mean = image_3HW.new_tensor(config.mean).view(3, 1, 1)
     std = image_3HW.new_tensor(config.std).view(3, 1, 1)
-    return (image_3HW - 255.0 * mean) / (255.0 * std)
+    return image_3HW.sub(255.0 * mean).div_(255.0 * std)
 
 
 def ten_crop_boxes(width_px: int, height_px: int, config: PreprocessConfig) -> NDArray[np.float64]:

@@ -218,8 +218,8 @@ def best_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     # Answers for AVX512-BF16 and AMX; emulated bf16 would be slower than float32.
-    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if native and torch.cpu._is_avx512_bf16_supported() else torch.float32
+    native = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()  # type: ignore[no-untyped-call]
+    return torch.bfloat16 if native else torch.float32
 
 
 def for_inference(network: Network, device: torch.device, dtype: torch.dtype) -> Network:

@@ -9,6 +9,7 @@ computes: the stages of predict.py do.
 import json
 import logging
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,13 +22,14 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import ray.data
 import torch
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.exceptions import RayError
 from ray.util.queue import Queue
 
 from cropscore_ray import fetch, run_folder, runtime, schema, storage
 from cropscore_ray.bundle import load_bundle
 from cropscore_ray.config import LocalizeConfig
-from cropscore_ray.errors import ImageError
+from cropscore_ray.errors import CropscoreError, ImageError, StorageError
 from cropscore_ray.manifest import Manifest
 from cropscore_ray.predict import STAGES
 from cropscore_ray.run_folder import RunFolder
@@ -91,11 +93,16 @@ def run_parts(run: BulkRun, manifest: Manifest, *, progress: Progress | None = N
             with runtime.events(tally.count_images) as queue:
                 for summary in _chain(run, parts, queue).iter_rows():
                     tally.count_part(json.loads(summary["by_status"]))
+    except RayError as error:
+        raise CropscoreError(
+            f"{run.command} into {run.folder.uri} failed: {runtime.innermost(error)}",
+            hint="what is written stays; the same command goes on from there",
+        ) from error
     finally:
         wall_s = time.monotonic() - began
         times = run.folder.record["times"]
         run.folder.update(times={**times, "wall_s": round(times["wall_s"] + wall_s, 3)})
-    _complete(run.folder)
+    _complete(run.folder, len(ids))
     rate = num_todo / max(wall_s, 1e-9)
     logger.info("%s: %d images, %.2f images/s", run.command, num_todo, rate)
 
@@ -109,14 +116,17 @@ class _Tally:
     progress: Progress | None
     num_scored: int = 0
     by_status: Counter[str] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count_images(self, number: int) -> None:
-        self.num_scored += number
-        self._tell()
+        with self.lock:
+            self.num_scored += number
+            self._tell()
 
     def count_part(self, by_status: dict[str, int]) -> None:
-        self.by_status.update(by_status)
-        self._tell()
+        with self.lock:
+            self.by_status.update(by_status)
+            self._tell()
 
     def _tell(self) -> None:
         if self.progress:
@@ -139,7 +149,14 @@ def _chain(run: BulkRun, parts: list[dict[str, int]], queue: Queue) -> ray.data.
     resources = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 1}
     return (
         ray.data.from_items(parts, override_num_blocks=len(parts))
-        .map_batches(read_part, fn_args=(run,), batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+        .map_batches(
+            read_part,
+            fn_args=(run,),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=0.5,
+            compute=TaskPoolStrategy(size=2 * pool),  # a part of large photographs is a GB
+        )
         .map_batches(
             StageActor,
             fn_constructor_args=(run, queue),
@@ -234,9 +251,14 @@ def _images_by_status(rows: pa.Table) -> dict[str, int]:
     return {one["values"]: one["counts"] for one in counts}
 
 
-def _complete(folder: RunFolder) -> None:
+def _complete(folder: RunFolder, num_images: int) -> None:
     rows = storage.read_table(folder.table_uri, columns=["image_id", "status"])
     by_status = _images_by_status(rows)
+    if sum(by_status.values()) != num_images:
+        raise StorageError(
+            f"{folder.table_uri} has rows of {sum(by_status.values())} images, not {num_images}",
+            hint="if files were taken away, the same command makes them again",
+        )
     folder.update(
         counts={"images": sum(by_status.values()), "rows": len(rows), "by_status": by_status},
         times={**folder.record["times"], "finished_at": run_folder.now()},

@@ -29,14 +29,15 @@ class ScoreStage:
     schema = schema.SCORES
 
     def __init__(self, bundle: Bundle, config: LocalizeConfig) -> None:
-        bundle.require(SCORER, *self._classifiers(config))
+        bundle.require(*self.required_parts(config))
         self.scorer = CropScorer(bundle)
         self.bundle = bundle
         self.config = config
 
     @staticmethod
-    def _classifiers(config: LocalizeConfig) -> list[str]:
-        return [] if config.classes == "label" else [classifier_part(0)]
+    def required_parts(config: LocalizeConfig) -> list[str]:
+        """Return the parts of a bundle without which this cannot work."""
+        return [SCORER] if config.classes == "label" else [SCORER, classifier_part(0)]
 
     def __call__(self, rows: list[Row], fetched: list[bytes | ImageError]) -> list[Row]:
         """Return the table's rows for these images, in their order."""
@@ -122,12 +123,15 @@ class LocalizeStage(ScoreStage):
     schema = schema.PREDICTIONS
 
     def __init__(self, bundle: Bundle, config: LocalizeConfig) -> None:
-        # The class activation map, the baseline in every row, is classifier 0's.
-        bundle.require(LOCALIZER, classifier_part(0))
         super().__init__(bundle, config)
         normalization = bundle.config.localizer.normalization
         self.localizer = from_tensors(bundle.tensors(LOCALIZER), normalization)
         self.cam_threshold = bundle.baselines.get("cam_threshold")
+
+    @staticmethod
+    def required_parts(config: LocalizeConfig) -> list[str]:
+        """Return all parts: the class activation map, a baseline, is classifier 0's."""
+        return [classifier_part(0), SCORER, LOCALIZER]
 
     def _failed(self, row: Row, status: str, error: str) -> Row:
         return {

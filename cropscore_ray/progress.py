@@ -26,7 +26,7 @@ class Progress:
         self._console = Console(file=stream or sys.stderr)
         self._bars: RichProgress | None = None
         self._last_line_s = -_LINE_EVERY_S
-        self._began_s: dict[str, float] = {}
+        self._began: dict[str, tuple[int, float]] = {}
 
     @contextmanager
     def live(self) -> Iterator["Progress"]:
@@ -55,7 +55,7 @@ class Progress:
 
     def update(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
         """Show how far a stage is; the last call of a stage has done == total."""
-        began_s = self._began_s.setdefault(stage, time.monotonic())
+        first, began_s = self._began.setdefault(stage, (done, time.monotonic()))
         if self._bars is not None:
             self._update_bar(stage, done, total, detail)
             return
@@ -63,7 +63,7 @@ class Progress:
         if done != total and now_s - self._last_line_s < _LINE_EVERY_S:
             return
         self._last_line_s = now_s
-        rate = done / max(now_s - began_s, 1e-9)
+        rate = (done - first) / max(now_s - began_s, 1e-9)  # of this start, not of earlier ones
         left = f", {(total - done) / rate:.0f} s left" if total and rate and done < total else ""
         of = f" of {total}" if total is not None else ""
         self.say(f"{stage}: {done}{of}{left}{', ' if detail else ''}{detail}")

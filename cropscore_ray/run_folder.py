@@ -70,10 +70,14 @@ def read_record(uri: str) -> dict[str, Any] | None:
 
 def discard(uri: str) -> None:
     """Delete the run in a folder, if there is one; what is not the run's is left alone."""
-    if "identity" in (read_record(uri) or {}):
-        for name in (*TABLES, "manifest"):
-            storage.delete_folder(storage.join(uri, name))
-        storage.delete_file(storage.join(uri, "run.json"))
+    record = read_record(uri) or {}
+    if "identity" not in record:
+        return
+    where = storage.join(uri, "run.json")
+    storage.write_json(where, {**record, "complete": False})  # true at every moment of this
+    for name in TABLES:
+        storage.delete_folder(storage.join(uri, name))
+    storage.delete_file(where)
 
 
 def open_run(uri: str, *, table: str, identity: dict[str, Any], facts: dict[str, Any]) -> RunFolder:

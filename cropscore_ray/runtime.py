@@ -11,6 +11,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util.queue import Empty, Queue
 
+from cropscore_ray.errors import ConfigError
+
 # Ray's own object store takes 30 % of the memory by default; rows are small here.
 _OBJECT_STORE_BYTES = 512 * 2**20
 
@@ -68,6 +70,23 @@ def events(receive: Callable[..., None]) -> Iterator[Queue]:
 def tell(queue: Queue, *event: Any) -> None:
     """Put an event into the queue of `events`, without waiting and whether it is there or not."""
     queue.actor.put_nowait.remote(event)
+
+
+def innermost(error: BaseException) -> str:
+    """Return the last line of a remote failure: what a person can act on."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def check_workers(num_workers: int, on_gpu: bool) -> None:
+    """Raise ConfigError if this machine alone can never start so many workers."""
+    kind = "GPU" if on_gpu else "CPU"
+    found = int(ray.cluster_resources().get(kind, 0))
+    if not os.environ.get("RAY_ADDRESS") and num_workers > found:
+        raise ConfigError(
+            f"num_workers is {num_workers}, but this machine has {found} {kind}s for Ray",
+            hint="ask for fewer, or name a cluster with RAY_ADDRESS",
+        )
 
 
 def num_gpus() -> int:

@@ -101,7 +101,12 @@ def _walk(folder: str) -> Iterator[str]:
         raise error
 
     if os.path.exists(folder):
-        for parent, _, names in os.walk(folder, onerror=fail, followlinks=True):
+        seen: set[str] = set()
+        for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+            # A link to a folder above would be walked for ever.
+            places = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
+            folders[:] = [name for name in folders if places[name] not in seen]
+            seen.update(places.values())
             yield from (os.path.join(parent, name) for name in names)
 
 
@@ -166,7 +171,7 @@ def write_table(uri: str, table: pa.Table, *, row_group_rows: int | None = None)
 def open_table(uri: str) -> pads.Dataset:
     """Open a Parquet file, or all Parquet files below a folder, without reading rows."""
     files = list_files(uri) if is_folder(uri) else [uri]
-    files = [file for file in files if file.endswith(".parquet") and "/." not in file]
+    files = [file for file in files if file.endswith(".parquet") and "/." not in file[len(uri) :]]
     if not files or not exists(files[0]):
         raise DataError(f"{uri}: no Parquet table here", hint="check the path")
     fs, _ = filesystem(uri)

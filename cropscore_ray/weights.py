@@ -1,18 +1,20 @@
 """Initial weights from public files: torchvision's by name, a .pth, an Inception-BN .npz."""
 
+import io
 import logging
 import pickle
 import tokenize
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.models import GoogLeNet_Weights
 
+from cropscore_ray import storage
 from cropscore_ray.config import NetworkConfig, TrainConfig
 from cropscore_ray.errors import ConfigError, ModelError
 from cropscore_ray.networks import Network, make_network
@@ -33,6 +35,7 @@ _READ_ERRORS = (
     zipfile.BadZipFile,
 )
 
+_INCEPTION_BN = "inception-bn:"
 _FORMS = "torchvision:IMAGENET1K_V1, FILE.pth or inception-bn:FILE.npz"
 
 
@@ -48,8 +51,6 @@ def adapt_config(config: TrainConfig) -> TrainConfig:
     init = config.classifier.init
     if init is None:
         return config
-    if init.startswith("inception-bn:"):
-        return replace(config, network=NetworkConfig(architecture="inception-bn"))
     if init.startswith("torchvision:"):
         half = (0.5, 0.5, 0.5)
         return replace(
@@ -57,9 +58,17 @@ def adapt_config(config: TrainConfig) -> TrainConfig:
             network=NetworkConfig(architecture="googlenet"),
             preprocess=replace(config.preprocess, mean=half, std=half),
         )
-    if init.endswith((".pth", ".pt")):
-        return config
-    raise ConfigError(f"classifier.init is {init!r}, but it must be {_FORMS}")
+    if not init.startswith(_INCEPTION_BN) and not init.endswith((".pth", ".pt")):
+        raise ConfigError(f"classifier.init is {init!r}, but it must be {_FORMS}")
+    # Workers have another working directory.
+    prefix = _INCEPTION_BN if init.startswith(_INCEPTION_BN) else ""
+    uri = storage.absolute_uri(init.removeprefix(prefix))
+    if not storage.exists(uri):
+        raise ModelError(f"no weights file {uri}", hint=f"classifier.init takes {_FORMS}")
+    config = replace(config, classifier=replace(config.classifier, init=f"{prefix}{uri}"))
+    if prefix:
+        config = replace(config, network=NetworkConfig(architecture="inception-bn"))
+    return config
 
 
 def initial_network(config: TrainConfig, num_classes: int) -> Network:
@@ -78,20 +87,20 @@ def initial_network(config: TrainConfig, num_classes: int) -> Network:
 
 
 def _read_arrays(init: str) -> dict[str, Tensor]:
-    kind, _, name = init.rpartition(":")
-    if kind == "torchvision":
+    if init.startswith("torchvision:"):
+        name = init.removeprefix("torchvision:")
         try:
             weights = GoogLeNet_Weights[name]
         except KeyError:
             known = ", ".join(weight.name for weight in GoogLeNet_Weights)
             raise ModelError(f"torchvision has no GoogLeNet weights {name!r}", hint=known) from None
         return _explained_read(name, lambda: dict(weights.get_state_dict(check_hash=True)))
-    if not Path(name).is_file():
-        raise ModelError(f"no weights file {name}", hint=f"classifier.init takes {_FORMS}")
-    if kind == "inception-bn":
-        return _explained_read(name, lambda: _read_inception_bn(name))
+    uri = init.removeprefix(_INCEPTION_BN)
+    file = io.BytesIO(storage.read_bytes(uri))
+    if init.startswith(_INCEPTION_BN):
+        return _explained_read(uri, lambda: _read_inception_bn(file))
     return _explained_read(
-        name, lambda: dict(torch.load(name, map_location="cpu", weights_only=True))
+        uri, lambda: dict(torch.load(file, map_location="cpu", weights_only=True))
     )
 
 
@@ -106,8 +115,8 @@ def _explained_read(name: str, read: Callable[[], dict[str, Tensor]]) -> dict[st
         ) from error
 
 
-def _read_inception_bn(path: str) -> dict[str, Tensor]:
-    with open(path, "rb") as file, np.load(file) as arrays:
+def _read_inception_bn(file: IO[bytes]) -> dict[str, Tensor]:
+    with np.load(file) as arrays:
         tensors = {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in arrays}
     tensors["fc.weight"] = tensors.pop("linear.weight").flatten(1)
     tensors["fc.bias"] = tensors.pop("linear.bias")

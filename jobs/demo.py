@@ -1,8 +1,8 @@
 """The job behind `cropscore demo`: every stage, on an image set that the program draws."""
 
 from functools import partial
-from pathlib import Path
 
+from cropscore_ray import storage
 from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.errors import RunConflictError
@@ -18,12 +18,12 @@ def run(out: str, *, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> str:
     """Draw, index, train, localize, evaluate and report below `out`; return the table.
 
     Leaves metrics.json, report.html, model/ and run/. Started again, it goes on where it
-    was stopped; what is done is passed over.
+    was stopped: trained stages and a complete run are passed over.
     """
-    folder = Path(out)
-    images, manifest = str(folder / "images"), str(folder / "manifest")
-    model, run_folder = str(folder / "model"), str(folder / "run")
-    page = str(folder / "report.html")
+    images, manifest, model, run_folder = (
+        storage.join(out, name) for name in ("images", "manifest", "model", "run")
+    )
+    page = storage.join(out, "report.html")
     progress = Progress()
     with progress.live():
         labels = draw_image_set(
@@ -33,7 +33,7 @@ def run(out: str, *, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> str:
             seed=SEED,
             progress=lambda done, total: progress.update("draw", done, total),
         )
-        index.run(f"csv:{labels}", manifest)
+        index.run(f"csv:{labels}", manifest, overwrite=True)
         train.run("all", data=manifest, model=model, config=recipes.demo(), progress=progress)
         boxes = partial(
             localize.run,
@@ -50,7 +50,7 @@ def run(out: str, *, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> str:
         except RunConflictError:  # of an older version's model: a demo begins afresh
             boxes(overwrite=True)
     evaluation = evaluate.run(
-        run_folder, manifest, split="val", json_path=str(folder / "metrics.json")
+        run_folder, manifest, split="val", json_path=storage.join(out, "metrics.json")
     )
     report.run(run_folder, out=page)
     return f"{evaluate.render(evaluation)}\n\nthe report: {page}"

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from cropscore_ray import storage
 from cropscore_ray.errors import ConfigError
-from cropscore_ray.evaluate import TRAIN_SPLIT, Evaluation, Figures, Rate, evaluate
+from cropscore_ray.evaluate import Evaluation, Figures, Rate, evaluate
 from cropscore_ray.formats.devkit import read_devkit, read_ids
 from cropscore_ray.formats.ilsvrc import read_ilsvrc
 from cropscore_ray.formats.parquet import read_predictions
@@ -41,8 +41,6 @@ def run(
     started = time.perf_counter()
     manifest = read_manifest(data_uri)
     table, constant_box = _read(predictions_uri, manifest, split, format, meta)
-    if TRAIN_SPLIT in manifest.splits:
-        constant_box = None  # fitted on the manifest's own training images
     evaluation = evaluate(table, manifest, split=split, constant_box=constant_box)
     if json_path is not None:
         storage.write_json(json_path, evaluation.to_json())

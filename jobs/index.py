@@ -44,7 +44,7 @@ def require_source(source: str, out: str) -> bool:
 def render(report: IndexReport) -> str:
     """Return what was found and what was wrong with it as plain text, with examples."""
     splits = ", ".join(f"{name} {count:,}" for name, count in report.splits.items())
-    aside = ", ".join(f"{count:,} {kind or 'without'}" for kind, count in report.left_aside.items())
+    aside = ", ".join(f"{count:,} {kind}" for kind, count in report.left_aside.items())
     where = f" ({splits})" if splits else ""
     lines = [
         f"{report.num_images:,} images{where}, {report.num_boxes:,} boxes on "

@@ -13,6 +13,7 @@ from cropscore_ray.datasets import absolute_source
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import index
 from cropscore_ray.manifest import Manifest, is_manifest, read_manifest
+from cropscore_ray.predict import STAGES
 from cropscore_ray.progress import Progress
 
 TABLES = {"localize": "predictions", "score": "scores"}
@@ -44,12 +45,13 @@ def run(
     shown = progress or Progress()
     out, model = storage.absolute_uri(out), storage.absolute_uri(model)
     bundle = load_bundle(model)
-    if overwrite:
-        run_folder.discard(out)
-    manifest_uri = _manifest_uri(source, out, shown)
+    bundle.require(*STAGES[command].required_parts(config))
+    manifest_uri = _manifest_uri(source, out, shown, overwrite=overwrite)
     manifest = read_manifest(manifest_uri).only(split)
     class_map = pipeline.class_map(manifest, bundle.classes)
     _check_classes(config, manifest, class_map, model, shown)
+    if overwrite:
+        run_folder.discard(out)
     folder = run_folder.open_run(
         out,
         table=TABLES[command],
@@ -83,16 +85,20 @@ def run(
     return folder.record
 
 
-def _manifest_uri(source: str, out: str, shown: Progress) -> str:
-    """Return the source if it is a manifest, else index it into the run folder."""
-    if ":" not in source.split("://")[0] or "://" in source:
+def _manifest_uri(source: str, out: str, shown: Progress, *, overwrite: bool) -> str:
+    """Return the source if it is a manifest, else index it into the run folder, once a run."""
+    if ":" not in source.split("://")[0]:
         plain = storage.absolute_uri(source)
         if storage.exists(plain) and is_manifest(plain):
             return plain
     inside = storage.join(out, "manifest")
-    if not index.require_source(source, inside):
+    begun = run_folder.read_record(out) is not None and not overwrite
+    if not (begun and index.require_source(source, inside)):
         report = index.run(
-            source, inside, progress=lambda n, total: shown.update("index", n, total)
+            source,
+            inside,
+            overwrite=True,  # a manifest without its run was left by a start that failed
+            progress=lambda n, total: shown.update("index", n, total),
         )
         shown.say(index.render(report))
     return inside

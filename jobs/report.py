@@ -7,7 +7,7 @@ from typing import Any
 
 from cropscore_ray import storage
 from cropscore_ray.errors import CropscoreError, DataError
-from cropscore_ray.evaluate import TRAIN_SPLIT, evaluate
+from cropscore_ray.evaluate import evaluate
 from cropscore_ray.fetch import fetch_image
 from cropscore_ray.formats.parquet import read_predictions
 from cropscore_ray.manifest import Manifest, is_manifest, read_manifest
@@ -39,7 +39,7 @@ def run(run_uri: str, *, out: str | None = None, split: str | None = None) -> st
         predictions.table,
         manifest,
         split=split or predictions.run.get("split"),
-        constant_box=_constant_box(predictions.run, manifest),
+        constant_box=(predictions.run.get("baselines") or {}).get("constant_box"),
     )
     score_squares, note = _load_scorer(predictions.run)
     page = build_report(
@@ -65,14 +65,6 @@ def _read_manifest(run_uri: str, run: Mapping[str, Any]) -> Manifest:
     own = storage.join(run_uri, "manifest")
     recorded = run.get("manifest_uri") or own
     return read_manifest(own if not storage.exists(recorded) and is_manifest(own) else recorded)
-
-
-def _constant_box(run: Mapping[str, Any], manifest: Manifest) -> list[float] | None:
-    """Return the box that the run recorded, unless evaluate can fit one on training images."""
-    if TRAIN_SPLIT in manifest.splits:
-        return None
-    box: list[float] | None = (run.get("baselines") or {}).get("constant_box")
-    return box
 
 
 def _load_scorer(run: Mapping[str, Any]) -> tuple[ScoreSquares | None, str]:

@@ -51,7 +51,7 @@ def run(
         stage: classifier, scorer, localizer or all.
         data: the manifest.
         model: the bundle; made if there is none.
-        config: the whole training; other stages' fields of an existing bundle are kept.
+        config: the whole training; stages before this one are trained, so theirs is settled.
         split: of the manifest; None takes `train`, or the only one.
         progress: where to show it.
 
@@ -61,7 +61,7 @@ def run(
     shown = progress or Progress()
     data, model = storage.absolute_uri(data), storage.absolute_uri(model)
     manifest = training_manifest(data, split)
-    bundle = _open(model, adapt_config(config), manifest)
+    bundle = _open(stage, model, adapt_config(config), manifest)
     run = TrainingRun(manifest_uri=data, split=split, model_uri=model, config=bundle.config)
     for one in STAGES if stage == "all" else (stage,):
         bundle = _train_stage(one, run, bundle, manifest, shown)
@@ -73,7 +73,7 @@ def first_config(stage: str, *, model: str, recipe: str | None) -> TrainConfig:
 
     A new bundle begins as its recipe, `poster` if none is named; a bundle that is there
     goes on with its own config. A recipe named for a later stage changes all but what
-    the classifier has settled: the network, its preprocessing and the classifier itself.
+    the stages before it have settled.
     """
     if not is_bundle(model):
         return recipes.get(recipe or "poster")
@@ -83,11 +83,21 @@ def first_config(stage: str, *, model: str, recipe: str | None) -> TrainConfig:
     named = recipes.get(recipe)
     if stage in ("classifier", "all"):
         return named
-    return replace(named, network=own.network, preprocess=own.preprocess, classifier=own.classifier)
+    return replace(named, **{name: getattr(own, name) for name in _settled(stage)})
 
 
-def _open(model: str, config: TrainConfig, manifest: Manifest) -> Bundle:
-    """Return the bundle with this config, or a new one; ConfigError if its networks differ."""
+def _settled(stage: str) -> list[str]:
+    """Return the fields of a config that a stage may not change in a bundle with parts."""
+    before = [] if stage == "all" else list(STAGES[: STAGES.index(stage)])
+    return ["network", "preprocess", *before]
+
+
+def _open(stage: str, model: str, config: TrainConfig, manifest: Manifest) -> Bundle:
+    """Return the bundle with this config, or a new one.
+
+    Raises:
+        ConfigError: its classes are others, or the config changes what is settled.
+    """
     if not is_bundle(model):
         bundle = Bundle(uri=model, config=config, classes=manifest.classes, parts={}, baselines={})
         save_bundle(bundle)
@@ -99,12 +109,12 @@ def _open(model: str, config: TrainConfig, manifest: Manifest) -> Bundle:
             f"{len(manifest.classes)}",
             hint="train into another --model",
         )
-    for name in ("network", "preprocess"):
+    for name in _settled(stage) if found.parts else ():
         old, new = getattr(found.config, name), getattr(config, name)
-        if old != new and found.parts:
+        if old != new:
             raise ConfigError(
                 f"the model {model} has {name} {to_dict(old)}, not {to_dict(new)}",
-                hint="use the same --recipe and --set for all stages, or another --model",
+                hint="leave out that --recipe or --set, or train into another --model",
             )
     return Bundle(
         uri=model,
@@ -118,18 +128,18 @@ def _open(model: str, config: TrainConfig, manifest: Manifest) -> Bundle:
 def _train_stage(
     stage: str, run: TrainingRun, bundle: Bundle, manifest: Manifest, shown: Progress
 ) -> Bundle:
-    recipe = _recipe_fingerprint(stage, run, bundle, manifest)
-    if _is_done(stage, bundle, recipe):
+    fingerprint = _stage_fingerprint(stage, run, bundle, manifest)
+    if _is_done(stage, bundle, fingerprint):
         shown.say(f"{stage}: already trained with these settings on these images")
         return bundle
     bundle.require(*_upstream(stage))
     bundle = _drop_stale(stage, bundle, shown)
     if stage == "localizer":
-        return _train_localizer(run, bundle, manifest, recipe, shown)
+        return _train_localizer(run, bundle, manifest, fingerprint, shown)
     training = train_classifiers if stage == "classifier" else train_scorer
-    finished = _fit(partial(training, run), stage, recipe, run, shown)
+    finished = _fit(partial(training, run), stage, fingerprint, run, shown)
     for name, trained in finished.items():
-        metrics = {"recipe": recipe, "epochs": trained["metrics"]}
+        metrics = {"fingerprint": fingerprint, "epochs": trained["metrics"]}
         bundle = save_part(bundle, name, trained["weights"], metrics=metrics)
     storage.delete_folder(_folder(run, stage))
     return bundle
@@ -157,12 +167,12 @@ def _drop_stale(stage: str, bundle: Bundle, shown: Progress) -> Bundle:
 
 
 def _train_localizer(
-    run: TrainingRun, bundle: Bundle, manifest: Manifest, recipe: str, shown: Progress
+    run: TrainingRun, bundle: Bundle, manifest: Manifest, fingerprint: str, shown: Progress
 ) -> Bundle:
     folder = _folder(run, "localizer")
     _, rows = split_boxed(manifest, run.config)
-    scored = storage.join(folder, f"scores-{recipe}")
-    images = storage.join(folder, f"images-{recipe}")
+    scored = storage.join(folder, f"scores-{fingerprint}")
+    images = storage.join(folder, f"images-{fingerprint}")
     write_manifest(images, Manifest(table=rows, classes=manifest.classes))
     localize.run(
         "score",
@@ -173,12 +183,12 @@ def _train_localizer(
         progress=shown,
     )
     training = partial(train_regressors, run, storage.join(scored, "scores"))
-    trained = _fit(training, "localizer", recipe, run, shown, num_workers=1)
+    trained = _fit(training, "localizer", fingerprint, run, shown, num_workers=1)
     bundle = save_part(
         bundle,
         LOCALIZER,
         trained["tensors"],
-        metrics={"recipe": recipe, **trained["metrics"]},
+        metrics={"fingerprint": fingerprint, **trained["metrics"]},
         baselines=trained["baselines"],
     )
     storage.delete_folder(folder)
@@ -188,14 +198,14 @@ def _train_localizer(
 def _fit(
     training: cluster.Training,
     stage: str,
-    recipe: str,
+    fingerprint: str,
     run: TrainingRun,
     shown: Progress,
     num_workers: int | None = None,
 ) -> Any:
     return cluster.fit(
         training,
-        name=f"{stage}-{recipe}",
+        name=f"{stage}-{fingerprint}",
         storage_uri=_folder(run, stage),
         num_workers=num_workers or run.config.num_workers,
         use_gpu=run.config.use_gpu,
@@ -210,7 +220,7 @@ def _folder(run: TrainingRun, stage: str) -> str:
     return storage.join(run.model_uri, "training", stage)
 
 
-def _recipe_fingerprint(stage: str, run: TrainingRun, bundle: Bundle, manifest: Manifest) -> str:
+def _stage_fingerprint(stage: str, run: TrainingRun, bundle: Bundle, manifest: Manifest) -> str:
     """Return a hash of all that a stage's result depends on."""
     config = to_dict(run.config)
     depends = {
@@ -224,8 +234,8 @@ def _recipe_fingerprint(stage: str, run: TrainingRun, bundle: Bundle, manifest: 
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _is_done(stage: str, bundle: Bundle, recipe: str) -> bool:
+def _is_done(stage: str, bundle: Bundle, fingerprint: str) -> bool:
     members = range(bundle.config.classifier.num_members)
     names = [classifier_part(i) for i in members] if stage == "classifier" else [stage]
-    found = [bundle.parts.get(name, {}).get("metrics", {}).get("recipe") for name in names]
-    return found == [recipe] * len(names)
+    found = [bundle.parts.get(name, {}).get("metrics", {}).get("fingerprint") for name in names]
+    return found == [fingerprint] * len(names)

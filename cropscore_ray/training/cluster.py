@@ -53,9 +53,11 @@ def fit(
 
     Raises:
         CropscoreError: a worker failed more than three times.
+        ConfigError: this machine is too small for so many workers.
     """
     runtime.connect()
     on_gpu = runtime.num_gpus() >= num_workers if use_gpu is None else use_gpu
+    runtime.check_workers(num_workers, on_gpu)
     fs, path = storage.filesystem(storage_uri)
     with runtime.events(progress or _ignore) as queue:
         trainer = TorchTrainer(
@@ -74,7 +76,7 @@ def fit(
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise CropscoreError(
-                f"training {name} failed: {_innermost(error)}",
+                f"training {name} failed: {runtime.innermost(error)}",
                 hint="start the same command again to go on from its last checkpoint",
             ) from error
     return _unpack(result.return_value)
@@ -144,9 +146,3 @@ def _resumed_state() -> State | None:
     with checkpoint.as_directory() as folder:
         state: State = torch.load(Path(folder) / _STATE_FILE, map_location="cpu", weights_only=True)
     return state
-
-
-def _innermost(error: BaseException) -> str:
-    """Return the last line of a remote failure: what a person can act on."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
