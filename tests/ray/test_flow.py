@@ -1,18 +1,24 @@
 """The whole flow, small, on a local Ray: every stage does its real work on drawn images."""
 
 import json
-from dataclasses import dataclass
+import os
+import shutil
+import signal
+import threading
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 
 from cropscore_ray import storage
-from cropscore_ray.bundle import load_bundle
+from cropscore_ray.bundle import load_bundle, save_bundle
 from cropscore_ray.config import LocalizeConfig, with_settings
 from cropscore_ray.datasets.drawn import CLASS_NAMES, draw_image_set
-from cropscore_ray.errors import ConfigError, RunConflictError
+from cropscore_ray.errors import ConfigError, ModelError, RunConflictError
 from cropscore_ray.jobs import evaluate, index, localize, recipes, train
 from cropscore_ray.progress import Progress
 
@@ -212,3 +218,73 @@ def test_progress_in_a_log_is_whole_lines(capsys: pytest.CaptureFixture[str]):
         progress.update("score", 4, 4, "1 failed")
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "score: 4 of 4, 1 failed"
+
+
+def test_a_source_with_a_form_needs_no_index_before(flow: Flow):
+    out = str(flow.folder / "from-csv")
+    flow.localize(out, source=f"csv:{flow.folder}/images/labels.csv", split="val")
+    assert rows(out) == rows(flow.run)
+    assert storage.read_json(f"{out}/run.json")["manifest_uri"] == f"{out}/manifest"
+
+
+def test_overwrite_replaces_the_run_and_only_after_all_is_checked(flow: Flow):
+    out = str(flow.folder / "overwritten")
+    flow.localize(out, split="val")
+    with pytest.raises(ConfigError, match="no split 'vall'"):
+        flow.localize(out, split="vall", overwrite=True)
+    assert rows(out) == rows(flow.run)
+    known = LocalizeConfig(part_images=6, classes="label")
+    flow.localize(out, known, split="val", overwrite=True)
+    assert [row["class_rank"] for row in rows(out)] == [0] * NUM_VAL
+
+
+def test_an_untrained_model_is_refused_before_a_run_begins(flow: Flow):
+    model = flow.folder / "half-trained"
+    shutil.copytree(flow.model, model)
+    bundle = load_bundle(str(model))
+    save_bundle(replace(bundle, parts={"classifier-0": bundle.parts["classifier-0"]}))
+    half = replace(flow, model=str(model))
+    with pytest.raises(ModelError, match="has no scorer") as caught:
+        half.localize(str(flow.folder / "never"), split="val")
+    assert "cropscore train scorer" in str(caught.value.hint)
+    assert not (flow.folder / "never").exists()
+
+
+def test_training_a_stage_again_takes_later_parts_out(flow: Flow):
+    model = str(flow.folder / "retrained")
+    shutil.copytree(flow.model, model)
+    config = with_settings(load_bundle(model).config, ["scorer.epochs=0"])
+    train.run("scorer", data=flow.manifest, model=model, config=config)
+    assert sorted(load_bundle(model).parts) == ["classifier-0", "classifier-1", "scorer"]
+
+
+def stage_actors() -> list[int]:
+    """The process ids of this session's living stage actors."""
+    return [
+        actor["Pid"]
+        for actor in ray._private.state.actors().values()
+        if "StageActor" in actor["ActorClassName"] and actor["State"] == "ALIVE"
+    ]
+
+
+def test_a_killed_actor_loses_no_row_and_doubles_none(flow: Flow):
+    out = str(flow.folder / "killed")
+    killed: list[int] = []
+
+    def kill_one_after_the_first_part() -> None:
+        deadline_s = time.monotonic() + 60
+        while not killed and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+            if storage.list_files(f"{out}/predictions"):
+                killed.extend(stage_actors()[:1])
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one_after_the_first_part)
+    killer.start()
+    # One image a part: there is work left when the first part is there.
+    record = flow.localize(out, LocalizeConfig(part_images=1), split="val")
+    killer.join()
+    assert killed, "the run ended before an actor could be killed"
+    assert record["complete"]
+    assert rows(out) == rows(flow.run)

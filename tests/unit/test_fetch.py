@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
+from botocore.exceptions import (
+    ClientError,
+    EndpointConnectionError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
 
 from cropscore_ray import fetch, schema
 from cropscore_ray.errors import ImageError
@@ -35,7 +40,8 @@ class FakeS3:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> FakeS3:
     fake = FakeS3()
-    monkeypatch.setattr(fetch, "_s3_client", lambda: fake)
+    monkeypatch.setattr(fetch, "_s3_client", lambda process_id: fake)
+    monkeypatch.setattr(fetch.time, "sleep", lambda seconds: None)
     return fake
 
 
@@ -103,6 +109,21 @@ def test_what_s3_answers_has_a_word(key: str, status: str) -> None:
     assert failure(f"s3://bucket/{key}").status == status
 
 
+def test_a_body_that_breaks_off_is_asked_for_again(s3: FakeS3) -> None:
+    class Broken(io.BytesIO):
+        def read(self, *sizes: int | None) -> bytes:
+            raise ResponseStreamingError(error="reset")
+
+    whole = s3.get_object
+
+    def breaks_once(**where: str) -> dict[str, Any]:
+        return {"Body": Broken()} if not s3.asked and whole(**where) else whole(**where)
+
+    s3.get_object = breaks_once  # type: ignore[method-assign]
+    assert fetch_image("s3://bucket/key") == b"key"
+    assert len(s3.asked) == 2
+
+
 @pytest.mark.usefixtures("s3")
 def test_many_come_in_order_with_errors_in_their_places(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"a")
@@ -131,7 +152,7 @@ def test_many_are_fetched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().get_object(**where)
 
     slow = Slow()
-    monkeypatch.setattr(fetch, "_s3_client", lambda: slow)
+    monkeypatch.setattr(fetch, "_s3_client", lambda process_id: slow)
     uris = [f"s3://bucket/{i}" for i in range(fetch.CONNECTIONS)]
     assert fetch_images(uris) == [str(i).encode() for i in range(fetch.CONNECTIONS)]
 

@@ -53,15 +53,26 @@ def test_torchvision_weights_bring_their_preprocessing() -> None:
     assert adapted.preprocess.mean == adapted.preprocess.std == (0.5, 0.5, 0.5)
 
 
-def test_an_inception_bn_file_brings_its_architecture() -> None:
-    adapted = adapt_config(config_with("inception-bn:some.npz"))
+def test_an_inception_bn_file_brings_its_architecture(tmp_path: Path) -> None:
+    (tmp_path / "some.npz").touch()
+    adapted = adapt_config(config_with(f"inception-bn:{tmp_path}/some.npz"))
     assert adapted.network.architecture == "inception-bn"
     assert adapted.preprocess == PreprocessConfig()
 
 
-def test_a_pth_is_for_the_networks_of_the_recipe() -> None:
-    config = config_with("some.pth")
+def test_a_pth_is_for_the_networks_of_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "some.pth").touch()
+    config = config_with(f"{tmp_path}/some.pth")
     assert adapt_config(config) == config
+
+
+def test_a_path_is_made_absolute_since_workers_work_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "some.npz").touch()
+    monkeypatch.chdir(tmp_path)
+    adapted = adapt_config(config_with("inception-bn:some.npz"))
+    assert adapted.classifier.init == f"inception-bn:{tmp_path}/some.npz"
 
 
 @pytest.mark.parametrize("init", ["some.onnx", "resnet:IMAGENET1K_V1", ""])
@@ -112,9 +123,10 @@ def refusal(init: str) -> str:
     return str(caught.value)
 
 
-def test_a_missing_file_is_named() -> None:
-    assert "no weights file nowhere.pth" in refusal("nowhere.pth")
-    assert "no weights file nowhere.npz" in refusal("inception-bn:nowhere.npz")
+@pytest.mark.parametrize("init", ["nowhere.pth", "inception-bn:nowhere.npz"])
+def test_a_missing_file_is_named_before_anything_starts(init: str) -> None:
+    with pytest.raises(ModelError, match=r"no weights file /.*/nowhere\.(pth|npz)"):
+        adapt_config(config_with(init))
 
 
 def test_an_unknown_torchvision_name_lists_the_known() -> None:

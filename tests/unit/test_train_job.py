@@ -1,0 +1,67 @@
+"""Which config a training begins as, and what it may not change."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cropscore_ray.bundle import Bundle, save_bundle
+from cropscore_ray.config import with_settings
+from cropscore_ray.errors import ConfigError
+from cropscore_ray.jobs import recipes, train
+from cropscore_ray.manifest import Manifest
+from cropscore_ray.schema import MANIFEST, ImageClass
+
+CLASSES = [ImageClass(id="a", name="a"), ImageClass(id="b", name="b")]
+IMAGES = Manifest(table=MANIFEST.empty_table(), classes=CLASSES)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A bundle whose classifier is trained, with settings that no recipe has."""
+    config = with_settings(recipes.smoke(), ["classifier.epochs=7", "scorer.epochs=5"])
+    parts = {"classifier-0": {"sha256": "0", "metrics": {}}}
+    uri = str(tmp_path / "model")
+    save_bundle(Bundle(uri=uri, config=config, classes=CLASSES, parts=parts, baselines={}))
+    return uri
+
+
+def test_a_new_model_begins_as_its_recipe(tmp_path: Path) -> None:
+    new = str(tmp_path / "new")
+    assert train.first_config("all", model=new, recipe=None) == recipes.poster()
+    assert train.first_config("all", model=new, recipe="demo") == recipes.demo()
+
+
+def test_a_model_goes_on_with_its_own_config(model: str) -> None:
+    config = train.first_config("scorer", model=model, recipe=None)
+    assert (config.classifier.epochs, config.scorer.epochs) == (7, 5)
+
+
+def test_a_recipe_for_a_later_stage_keeps_what_is_settled(model: str) -> None:
+    config = train.first_config("scorer", model=model, recipe="demo")
+    assert config.classifier.epochs == 7
+    assert config.network == recipes.smoke().network
+    assert config.scorer == recipes.demo().scorer
+    assert train.first_config("localizer", model=model, recipe="demo").scorer.epochs == 5
+    assert train.first_config("all", model=model, recipe="demo") == recipes.demo()
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting", "name"),
+    [
+        ("scorer", "classifier.epochs=9", "classifier"),
+        ("localizer", "scorer.epochs=9", "scorer"),
+        ("all", "network.width=0.5", "network"),
+        ("classifier", "preprocess.frame_px=48", "preprocess"),
+    ],
+)
+def test_what_is_settled_cannot_be_set(model: str, stage: str, setting: str, name: str) -> None:
+    own = train.first_config(stage, model=model, recipe=None)
+    with pytest.raises(ConfigError, match=f"has {name} "):
+        train._open(stage, model, with_settings(own, [setting]), IMAGES)
+
+
+def test_another_set_of_classes_is_refused(model: str) -> None:
+    other = replace(IMAGES, classes=[*CLASSES, ImageClass(id="c", name="c")])
+    with pytest.raises(ConfigError, match="2 classes that are not the manifest's 3"):
+        train._open("scorer", model, train.first_config("scorer", model=model, recipe=None), other)
