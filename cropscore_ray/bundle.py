@@ -58,7 +58,7 @@ class Bundle:
             "format": FORMAT,
             "network": asdict(self.config.network),
             "preprocess": asdict(self.config.preprocess),
-            "normalization": self.config.localizer.normalization,
+            "normalization": self.config.localizer.normalization if LOCALIZER in self.parts else "",
             "classes": [asdict(one) for one in self.classes],
             "parts": {name: part["sha256"] for name, part in sorted(self.parts.items())},
             "baselines": self.baselines,

@@ -32,7 +32,7 @@ def overlap() -> TrainConfig:
         recipe="overlap",
         classifier=ClassifierConfig(epochs=0, num_members=1),
         scorer=ScorerConfig(epochs=6, batch_size=32, learning_rate=0.0004, grid_fraction=0.85),
-        localizer=LocalizerConfig(loss="l1"),
+        localizer=LocalizerConfig(loss="l1", dropout=0.4, weight_decay=0.05),
     )
 
 

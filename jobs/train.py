@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -89,7 +89,9 @@ def first_config(stage: str, *, model: str, recipe: str | None) -> TrainConfig:
 def _settled(stage: str) -> list[str]:
     """Return the fields of a config that a stage may not change in a bundle with parts."""
     before = [] if stage == "all" else list(STAGES[: STAGES.index(stage)])
-    return ["network", "preprocess", *before]
+    # The seed and the share decide which images the scorer has seen.
+    shares = ["seed", "localizer_fraction"] if stage == "localizer" else []
+    return ["network", "preprocess", *shares, *before]
 
 
 def _open(stage: str, model: str, config: TrainConfig, manifest: Manifest) -> Bundle:
@@ -113,7 +115,7 @@ def _open(stage: str, model: str, config: TrainConfig, manifest: Manifest) -> Bu
         old, new = getattr(found.config, name), getattr(config, name)
         if old != new:
             raise ConfigError(
-                f"the model {model} has {name} {to_dict(old)}, not {to_dict(new)}",
+                f"the model {model} has {name} {_plain(old)}, not {_plain(new)}",
                 hint="leave out that --recipe or --set, or train into another --model",
             )
     return Bundle(
@@ -123,6 +125,10 @@ def _open(stage: str, model: str, config: TrainConfig, manifest: Manifest) -> Bu
         parts=found.parts,
         baselines=found.baselines,
     )
+
+
+def _plain(value: Any) -> Any:
+    return to_dict(value) if is_dataclass(value) else value
 
 
 def _train_stage(
@@ -161,7 +167,7 @@ def _drop_stale(stage: str, bundle: Bundle, shown: Progress) -> Bundle:
     dropped = sorted(set(bundle.parts) - set(kept))
     if dropped:
         shown.say(f"{stage}: to be trained again, so {', '.join(dropped)} leave the model")
-    current = replace(bundle, parts=kept)
+    current = replace(bundle, parts=kept, baselines={})  # these come with the localizer
     save_bundle(current)
     return current
 
@@ -169,19 +175,7 @@ def _drop_stale(stage: str, bundle: Bundle, shown: Progress) -> Bundle:
 def _train_localizer(
     run: TrainingRun, bundle: Bundle, manifest: Manifest, fingerprint: str, shown: Progress
 ) -> Bundle:
-    folder = _folder(run, "localizer")
-    _, rows = split_boxed(manifest, run.config)
-    scored = storage.join(folder, f"scores-{fingerprint}")
-    images = storage.join(folder, f"images-{fingerprint}")
-    write_manifest(images, Manifest(table=rows, classes=manifest.classes))
-    localize.run(
-        "score",
-        source=images,
-        model=run.model_uri,
-        out=scored,
-        config=LocalizeConfig(classes="label", part_images=64),
-        progress=shown,
-    )
+    scored = _score_images(run, bundle, manifest, shown)
     training = partial(train_regressors, run, storage.join(scored, "scores"))
     trained = _fit(training, "localizer", fingerprint, run, shown, num_workers=1)
     bundle = save_part(
@@ -191,8 +185,29 @@ def _train_localizer(
         metrics={"fingerprint": fingerprint, **trained["metrics"]},
         baselines=trained["baselines"],
     )
-    storage.delete_folder(folder)
+    storage.delete_folder(_folder(run, "localizer"))
     return bundle
+
+
+def _score_images(run: TrainingRun, bundle: Bundle, manifest: Manifest, shown: Progress) -> str:
+    """Score the localizer's images; return the run folder.
+
+    It stays in the bundle: other settings of the localizer need no new scores.
+    """
+    _, rows = split_boxed(manifest, run.config)
+    images = Manifest(table=rows, classes=manifest.classes)
+    where = _folder(run, f"scores-{_digest([bundle.fingerprint, images.fingerprint()])}")
+    source = storage.join(where, "manifest")
+    write_manifest(source, images)
+    localize.run(
+        "score",
+        source=source,
+        model=run.model_uri,
+        out=where,
+        config=LocalizeConfig(classes="label"),
+        progress=shown,
+    )
+    return where
 
 
 def _fit(
@@ -216,7 +231,7 @@ def _fit(
 
 
 def _folder(run: TrainingRun, stage: str) -> str:
-    """Return where a stage keeps what it needs until it is done."""
+    """Return where a training keeps its checkpoints or its scores."""
     return storage.join(run.model_uri, "training", stage)
 
 
@@ -231,7 +246,11 @@ def _stage_fingerprint(stage: str, run: TrainingRun, bundle: Bundle, manifest: M
     }
     if stage != "classifier":
         depends["shares"] = [config["localizer_fraction"], config["max_localizer_images"]]
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
+    return _digest(depends)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _is_done(stage: str, bundle: Bundle, fingerprint: str) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cropscore_ray.config import LocalizerConfig
 from cropscore_ray.features import normalize_scores
+from cropscore_ray.grid import mirror_order
 from cropscore_ray.localizer import NUM_EVIDENCE, SHARED, Localizer, box_evidence
 
 _CLASSES_AT_ONCE = 64  # 64 regressors of 140-256-256-4 with Adam's moments are 105 MB
@@ -54,6 +55,24 @@ class ScoredImages:
         )
 
 
+def with_mirror_images(data: ScoredImages) -> ScoredImages:
+    """Return the images and their left-right mirror images: twice the data from one scoring.
+
+    A mirrored image has mirrored squares, so its scores are the same in another order; the
+    scorer has learnt from mirrored crops. Measured on held-back ILSVRC images with 630
+    to train on: error 0.379 without, 0.355 with.
+    """
+    left, top, right, bottom = data.boxes_NM4.unbind(-1)
+    mirrored = torch.stack([1 - right, top, 1 - left, bottom], -1)
+    mirrored = torch.where(data.boxes_NM4 == NO_BOX, data.boxes_NM4, mirrored)
+    order = torch.from_numpy(mirror_order())
+    return ScoredImages(
+        scores_NF=torch.cat([data.scores_NF, data.scores_NF[:, order]]),
+        classes_N=data.classes_N.repeat(2),
+        boxes_NM4=torch.cat([data.boxes_NM4, mirrored]),
+    )
+
+
 def pad_boxes(boxes: list[NDArray[np.float64]]) -> Tensor:
     """Return lists of unit boxes as one tensor, (N, M, 4), padded with NO_BOX."""
     most = max(len(some) for some in boxes)
@@ -80,7 +99,7 @@ def train_localizer(
     torch.manual_seed(seed)
     order = torch.randperm(len(data))
     num_held = max(1, round(len(data) * config.held_back_fraction))
-    train, held = data.take(order[num_held:]), data.take(order[:num_held])
+    train, held = with_mirror_images(data.take(order[num_held:])), data.take(order[:num_held])
     shared = _train_shared(train, held, config, progress)
     slot_of_class, (weights, biases) = _train_classwise(
         shared, train, held, num_classes, config, progress
@@ -99,7 +118,7 @@ def train_localizer(
     shared_N4 = alone.boxes(held.scores_NF, held.classes_N)
     shared_hits_N = best_iou(shared_N4, held.boxes_NM4) >= 0.5
     metrics = {
-        "num_train": len(train),
+        "num_train": len(data) - num_held,
         "num_held_back": len(held),
         "held_back_error": 1 - float(hits_N.float().mean()),
         "held_back_error_shared": 1 - float(shared_hits_N.float().mean()),
@@ -209,7 +228,8 @@ def _rich_classes(
 ) -> Tensor:
     if config.classwise_epochs == 0:
         return torch.empty(0, dtype=torch.int64)
-    enough = torch.bincount(train.classes_N, minlength=num_classes) >= config.classwise_min_images
+    counts = torch.bincount(train.classes_N, minlength=num_classes) // 2  # mirrors aside
+    enough = counts >= config.classwise_min_images
     judged = torch.bincount(held.classes_N, minlength=num_classes) >= _MIN_HELD_BACK
     return (enough & judged).nonzero()[:, 0]
 

@@ -51,6 +51,7 @@ def test_a_recipe_for_a_later_stage_keeps_what_is_settled(model: str) -> None:
     [
         ("scorer", "classifier.epochs=9", "classifier"),
         ("localizer", "scorer.epochs=9", "scorer"),
+        ("localizer", "localizer_fraction=0.25", "localizer_fraction"),
         ("all", "network.width=0.5", "network"),
         ("classifier", "preprocess.frame_px=48", "preprocess"),
     ],

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cropscore_ray import geometry
 from cropscore_ray.config import LocalizerConfig
 from cropscore_ray.features import normalize_scores
+from cropscore_ray.grid import NUM_SQUARES
 from cropscore_ray.localizer import SHARED, Localizer
 from cropscore_ray.training.crops import square_overlaps
 from cropscore_ray.training.regressor import (
@@ -27,6 +28,7 @@ from cropscore_ray.training.regressor import (
     fit_confidence,
     pad_boxes,
     train_localizer,
+    with_mirror_images,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -226,3 +228,15 @@ def test_no_classwise_epochs_leave_the_shared_regressor_alone() -> None:
     assert metrics["num_classwise"] == 0
     assert localizer.slot_of_class.tolist() == [SHARED, SHARED]
     assert metrics["held_back_error"] == metrics["held_back_error_shared"]
+
+
+def test_a_mirrored_image_has_mirrored_scores_and_boxes() -> None:
+    scores = torch.zeros(1, NUM_SQUARES)
+    scores[0, 0] = 1.0  # the cell in the upper left corner
+    boxes = torch.tensor([[[0.0, 0.25, 0.5, 1.0], [NO_BOX] * 4]])
+    data = ScoredImages(scores_NF=scores, classes_N=torch.tensor([3]), boxes_NM4=boxes)
+    both = with_mirror_images(data)
+    assert both.classes_N.tolist() == [3, 3]
+    assert torch.equal(both.scores_NF[0], scores[0])
+    assert both.scores_NF[1].nonzero().tolist() == [[6]]  # the one in the upper right
+    assert both.boxes_NM4[1].tolist() == [[0.5, 0.25, 1.0, 1.0], [NO_BOX] * 4]
