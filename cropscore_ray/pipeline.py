@@ -155,7 +155,7 @@ def _chain(run: BulkRun, parts: list[dict[str, int]], queue: Queue) -> ray.data.
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=0.5,
-            compute=TaskPoolStrategy(size=2 * pool),  # a part of large photographs is a GB
+            compute=TaskPoolStrategy(size=min(len(parts), 2 * pool)),  # parts may be large
         )
         .map_batches(
             StageActor,

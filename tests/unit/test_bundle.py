@@ -110,11 +110,16 @@ def test_the_fingerprint_follows_what_is_computed_and_not_what_was_measured(empt
         replace(saved, classes=CLASSES[::-1]),
         replace(saved, config=replace(config, network=replace(config.network, width=0.25))),
         replace(saved, config=replace(config, preprocess=replace(config.preprocess, frame_px=40))),
-        replace(
-            saved, config=replace(config, localizer=replace(config.localizer, normalization="raw"))
-        ),
     ]
     assert len({saved.fingerprint, *(one.fingerprint for one in others)}) == 1 + len(others)
+
+
+def test_the_normalization_matters_from_the_localizer_on(empty: Bundle) -> None:
+    raw = replace(empty.config.localizer, normalization="raw")
+    for part, matters in ((SCORER, False), (LOCALIZER, True)):
+        saved = save_part(empty, part, WEIGHTS, metrics={})
+        other = replace(saved, config=replace(saved.config, localizer=raw))
+        assert (other.fingerprint != saved.fingerprint) is matters
 
 
 def test_a_folder_without_model_json_is_no_bundle(tmp_path: Path) -> None:
