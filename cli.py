@@ -96,6 +96,12 @@ def _bulk_options(command: Command) -> Command:
             show_default=True,
             help="Predicted classes an image.",
         ),
+        click.option(
+            "--mode",
+            type=click.Choice(["exact", "pyramid"]),
+            help="exact: 140 separate crops. pyramid: the same squares from three maps of the "
+            "image, several times faster. Without it, what the model learnt from.",
+        ),
         _split_option,
         _overwrite_option,
     ):
@@ -222,13 +228,6 @@ def score(source: str, **options: Any) -> None:
 
 @main.command()
 @_bulk_options
-@click.option(
-    "--mode",
-    type=click.Choice(["exact"]),
-    default="exact",
-    show_default=True,
-    help="exact: 140 separate crops.",
-)
 def localize(source: str, **options: Any) -> None:
     """Find a box for every image and class.
 
@@ -319,6 +318,34 @@ def report(run: str, split: str | None, out: str | None) -> None:
     from cropscore_ray.jobs import report as job
 
     click.echo(job.run(run, split=split, out=out))
+
+
+@main.command()
+@click.argument("what", type=click.Choice(["scorer"]))
+@click.option("--model", metavar="BUNDLE", help="Whose scorer; a GoogLeNet at random without.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of each.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def bench(what: str, model: str | None, rounds: int, as_json: bool) -> None:
+    """Measure speed on this machine, as ratios.
+
+    scorer: the engine in both modes against a naive loop, against good practice, against its
+    own networks alone and against what memory and arithmetic of the machine allow.
+
+    \b
+    Example:
+        cropscore bench scorer --json
+    """
+    from cropscore_ray.jobs import bench as job
+    from cropscore_ray.progress import Progress
+
+    progress = Progress()
+    with progress.live():
+        found = job.scorer(
+            model=model,
+            rounds=rounds,
+            progress=lambda done, total: progress.update(f"bench {what}", done, total),
+        )
+    click.echo(json.dumps(found, indent=2) if as_json else job.render(found))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class Bundle:
         """A hash of everything that changes what the model computes."""
         identity = {
             "format": FORMAT,
+            "mode": self.config.mode,
             "network": asdict(self.config.network),
             "preprocess": asdict(self.config.preprocess),
             "normalization": self.config.localizer.normalization if LOCALIZER in self.parts else "",
@@ -139,6 +140,7 @@ def save_bundle(bundle: Bundle) -> None:
         "format": FORMAT,
         "fingerprint": bundle.fingerprint,
         "recipe": bundle.config.recipe,
+        "mode": bundle.config.mode,
         "classes": [asdict(one) for one in bundle.classes],
         "preprocess": asdict(bundle.preprocess),
         "network": asdict(bundle.config.network),

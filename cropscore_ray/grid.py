@@ -4,6 +4,12 @@ The order of the 140 squares is part of the model: size k from 1 to 7, within a 
 row by row from the top, within a row from the left. The squares live in the unit
 frame, so that on a wide image a "square" has the image's aspect (METHOD row 1: the
 poster leaves this open; full-frame cells need no padding).
+
+The pyramid holds the same cells three times: in maps of the whole image at a side at which
+a cell is exactly 1, 2 or 4 map cells. A block's score is then the mean of its cells, in the
+map whose zoom comes nearest to that of a crop of the block.
+
+Shape suffixes: R regions; L levels; J = 7 cells a side.
 """
 
 from functools import cache
@@ -12,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 CELLS = 7
+LEVELS = (1, 2, 4)
+"""Sides of the pyramid's images, as multiples of the side at which a cell is one map cell."""
 NUM_SQUARES = sum((CELLS - k + 1) ** 2 for k in range(1, CELLS + 1))  # 140
 
 
@@ -57,3 +65,52 @@ def mirror_order() -> NDArray[np.int64]:
     index = {tuple(cell): i for i, cell in enumerate(square_cells().tolist())}
     mirrored = zip(k, row, CELLS - k - column, strict=True)
     return np.array([index[int(a), int(b), int(c)] for a, b, c in mirrored], np.int64)
+
+
+@cache
+def rectangle_cells() -> NDArray[np.int64]:
+    """Return (784, 4): rows, columns, top row and left column of every block of cells."""
+    sides = range(1, CELLS + 1)
+    rectangles = [
+        (rows, columns, top, left)
+        for rows in sides
+        for columns in sides
+        for top in range(CELLS - rows + 1)
+        for left in range(CELLS - columns + 1)
+    ]
+    cells = np.array(rectangles, np.int64)
+    cells.flags.writeable = False
+    return cells
+
+
+@cache
+def square_rectangles() -> NDArray[np.int64]:
+    """Return (140, 4): the squares as blocks: rows, columns, top row and left column."""
+    k, row, column = square_cells().T
+    return np.stack([k, k, row, column], axis=1)
+
+
+def level_of(rectangles_R4: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the index in LEVELS of each block, by its longer side: (R,).
+
+    A crop of k cells is enlarged 7/k times. The levels enlarge 1, 2 and 4 times: 7 cells are
+    seen in the first, 3 to 6 in the second, 1 and 2 in the third.
+    """
+    longest = rectangles_R4[:, :2].max(1)
+    return np.where(longest == CELLS, 0, np.where(longest >= 3, 1, 2))
+
+
+def region_means(rectangles_R4: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return each block's shares of the cells, (R, 7, 7): 1 / its area inside, 0 beside it."""
+    shares_RJJ = np.zeros((len(rectangles_R4), CELLS, CELLS), np.float32)
+    for share, (rows, columns, top, left) in zip(shares_RJJ, rectangles_R4.tolist(), strict=True):
+        share[top : top + rows, left : left + columns] = 1.0 / (rows * columns)
+    return shares_RJJ
+
+
+def pyramid_means(rectangles_R4: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return each block's shares of the cells of its level, (R, L, 7, 7); 0 in other levels."""
+    shares_RLJJ = np.zeros((len(rectangles_R4), len(LEVELS), CELLS, CELLS), np.float32)
+    at = np.arange(len(rectangles_R4))
+    shares_RLJJ[at, level_of(rectangles_R4)] = region_means(rectangles_R4)
+    return shares_RLJJ

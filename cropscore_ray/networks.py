@@ -4,16 +4,15 @@ All have one interface: `features(x_N3HW)` gives the maps before pooling, `fc` i
 linear classifier on their mean, and calling the network gives logits. Parameters keep the
 names of the public weight files, so that these load as they are.
 
-Shape suffixes: N images; 3 colours; D channels; C classes; H, W sides.
+Shape suffixes: N images; 3 colours; D channels; C classes; H, W sides; R regions;
+J cells a side.
 """
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.googlenet import BasicConv2d, Inception
 
 from cropscore_ray.config import NetworkConfig
@@ -53,17 +52,36 @@ class Network(nn.Module):
 
     fc: nn.Linear
     dropout_fraction: float = 0.0
+    stride: int
+    """Pixels of the input to one cell of the maps."""
+
+    pool: Callable[..., Tensor] = staticmethod(F.max_pool2d)
+    """Max pooling; inference.py has one that is faster without gradients."""
 
     def features(self, x_N3HW: Tensor) -> Tensor:
         """Return the maps before global pooling, (N, D, h, w)."""
         raise NotImplementedError
 
-    def forward(self, x_N3HW: Tensor) -> Tensor:
-        """Return logits, (N, C)."""
-        embedding_ND = self.features(x_N3HW).mean((2, 3))
+    def _pool3(self, x: Tensor) -> Tensor:
+        return self.pool(x, 3, 2, ceil_mode=True)
+
+    def forward(self, x_N3HW: Tensor, regions_NRJJ: Tensor | None = None) -> Tensor:
+        """Return logits of the whole inputs, (N, C), or of regions of them, (N * R, C).
+
+        Args:
+            x_N3HW: normalized crops.
+            regions_NRJJ: shares of J x J cells in each region's mean, as of grid.region_means.
+        """
+        maps = self.features(x_N3HW)
+        if regions_NRJJ is None:
+            embedding_ND = maps.mean((2, 3))
+        else:
+            cells = F.avg_pool2d(maps, maps.shape[-1] // regions_NRJJ.shape[-1])
+            shares = regions_NRJJ.to(cells.dtype)
+            embedding_ND = torch.einsum("nrij,ndij->nrd", shares, cells).flatten(0, 1)
         dropped = F.dropout(embedding_ND, self.dropout_fraction, self.training)
-        logits_NC: Tensor = self.fc(dropped)
-        return logits_NC
+        logits: Tensor = self.fc(dropped)
+        return logits
 
 
 class GoogLeNet(Network):
@@ -74,6 +92,7 @@ class GoogLeNet(Network):
     """
 
     dropout_fraction = 0.2
+    stride = 32
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -88,19 +107,21 @@ class GoogLeNet(Network):
 
     def features(self, x_N3HW: Tensor) -> Tensor:
         """Return the maps before global pooling, (N, 1024, H/32, W/32)."""
-        x = _pool3(self.conv1(x_N3HW))
-        x = _pool3(self.conv3(self.conv2(x)))
+        x = self._pool3(self.conv1(x_N3HW))
+        x = self._pool3(self.conv3(self.conv2(x)))
         for name in _GOOGLENET_BLOCKS:
             x = self.get_submodule(name)(x)
             if name == "inception3b":
-                x = _pool3(x)
+                x = self._pool3(x)
             elif name == "inception4e":
-                x = F.max_pool2d(x, 2, 2, ceil_mode=True)
+                x = self.pool(x, 2, 2, ceil_mode=True)
         return x
 
 
 class SmallGoogLeNet(Network):
     """Five of GoogLeNet's blocks, narrowed, behind a stem of stride 4, for 64-pixel crops."""
+
+    stride = 8
 
     def __init__(self, num_classes: int, width: float) -> None:
         super().__init__()
@@ -116,16 +137,18 @@ class SmallGoogLeNet(Network):
 
     def features(self, x_N3HW: Tensor) -> Tensor:
         """Return the maps before global pooling, (N, D, H/8, W/8)."""
-        x = _pool3(self.conv2(self.conv1(x_N3HW)))
+        x = self._pool3(self.conv2(self.conv1(x_N3HW)))
         for name in _SMALL_BLOCKS:
             x = self.get_submodule(name)(x)
             if name == "inception3b":
-                x = _pool3(x)
+                x = self._pool3(x)
         return x
 
 
 class InceptionBN(Network):
     """A GoogLeNet of the Inception-BN kind with its batch norm folded into the convolutions."""
+
+    stride = 32
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -139,23 +162,25 @@ class InceptionBN(Network):
         )
         channels = 192
         for name, widths in _INCEPTION_BN_BLOCKS.items():
-            self.add_module(name, _InceptionBNBlock(channels, widths))
+            self.add_module(name, InceptionBNBlock(channels, widths))
             channels = widths[0] + widths[2] + widths[4] + widths[5]
         self.fc = nn.Linear(channels, num_classes)
 
     def features(self, x_N3HW: Tensor) -> Tensor:
         """Return the maps before global pooling, (N, 1024, H/32, W/32)."""
         stem = self.pre_layers
-        x = F.max_pool2d(stem["1"](x_N3HW), 2)
-        x = F.max_pool2d(F.relu(stem["6"](stem["4"](x))), 2)
+        x = self.pool(stem["1"](x_N3HW), 2, 2)
+        x = self.pool(F.relu(stem["6"](stem["4"](x))), 2, 2)
         for name in _INCEPTION_BN_BLOCKS:
             x = self.get_submodule(name)(x)
             if name in ("c3", "e4"):
-                x = F.max_pool2d(x, 2)
+                x = self.pool(x, 2, 2)
         return x
 
 
-class _InceptionBNBlock(nn.Module):
+class InceptionBNBlock(nn.Module):
+    """Four branches side by side; every convolution is followed by ReLU."""
+
     def __init__(self, channels: int, widths: tuple[int, ...]) -> None:
         super().__init__()
         one, reduce3, three, reduce33, double3, last = widths
@@ -165,6 +190,7 @@ class _InceptionBNBlock(nn.Module):
         self.b4 = _branch((channels, last, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the branches' maps side by side."""
         branches = []
         for branch in (self.b1, self.b2, self.b3, self.b4):
             y = x
@@ -191,10 +217,6 @@ def _scaled(widths: tuple[int, ...], factor: float) -> tuple[int, ...]:
     return tuple(max(4, round(width * factor / 4) * 4) for width in widths)
 
 
-def _pool3(x: Tensor) -> Tensor:
-    return F.max_pool2d(x, 3, 2, ceil_mode=True)
-
-
 def make_network(config: NetworkConfig, num_classes: int) -> Network:
     """Return a network with random weights (He), drawn from torch's global generator."""
     network: Network
@@ -211,29 +233,3 @@ def make_network(config: NetworkConfig, num_classes: int) -> Network:
 
 def _convolutions(network: nn.Module) -> Iterator[nn.Conv2d]:
     return (module for module in network.modules() if isinstance(module, nn.Conv2d))
-
-
-def best_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where the processor multiplies it natively, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    # Answers for AVX512-BF16 and AMX; emulated bf16 would be slower than float32.
-    native = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()  # type: ignore[no-untyped-call]
-    return torch.bfloat16 if native else torch.float32
-
-
-def for_inference(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
-    """Return a copy for scoring: batch norm folded, channels last, in the given dtype.
-
-    Folding is exact up to rounding; measured on two cores with AVX512-BF16 it and
-    channels_last triple torchvision's GoogLeNet (22 to 66 crops/s), bf16 makes it 112.
-    """
-    copied = copy.deepcopy(network).eval().requires_grad_(False)
-    for block in copied.modules():
-        if isinstance(block, BasicConv2d) and isinstance(block.bn, nn.BatchNorm2d):
-            block.conv = fuse_conv_bn_eval(block.conv, block.bn)
-            block.bn = nn.Identity()
-    copied.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    # Not rounded to bf16 and back: one product per crop, and its scores are the feature.
-    copied.fc = copy.deepcopy(network.fc).requires_grad_(False).to(device, torch.float32)
-    return copied

@@ -4,21 +4,24 @@
 are called with manifest rows and their fetched bytes; both turn every failure of an image
 into one row with a status, and lose none. They know nothing of Ray, files or parts.
 """
+# ruff: noqa: N815 (fields that are arrays carry their shape suffix)
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from cropscore_ray import baselines, images, schema
+from cropscore_ray import baselines, schema
 from cropscore_ray.bundle import LOCALIZER, SCORER, Bundle, classifier_part
 from cropscore_ray.config import LocalizeConfig
+from cropscore_ray.decoding import Decoded, Fetched, decode_ahead
 from cropscore_ray.errors import ImageError
+from cropscore_ray.images import Pixels
 from cropscore_ray.localizer import from_tensors
-from cropscore_ray.scoring import CropScorer
+from cropscore_ray.scoring import CropScorer, Look
 
 Row = dict[str, Any]
 
@@ -27,10 +30,11 @@ class ScoreStage:
     """Scores the 140 squares of images for their own class, the predicted ones, or both."""
 
     schema = schema.SCORES
+    with_maps = False
 
     def __init__(self, bundle: Bundle, config: LocalizeConfig) -> None:
         bundle.require(*self.required_parts(config))
-        self.scorer = CropScorer(bundle)
+        self.scorer = CropScorer(bundle, mode=config.mode)
         self.bundle = bundle
         self.config = config
 
@@ -39,82 +43,119 @@ class ScoreStage:
         """Return the parts of a bundle without which this cannot work."""
         return [SCORER] if config.classes == "label" else [SCORER, classifier_part(0)]
 
-    def __call__(self, rows: list[Row], fetched: list[bytes | ImageError]) -> list[Row]:
+    def __call__(self, rows: list[Row], fetched: list[Fetched]) -> list[Row]:
         """Return the table's rows for these images, in their order."""
         return [row for image in self.by_image(rows, fetched) for row in image]
 
-    def by_image(self, rows: list[Row], fetched: list[bytes | ImageError]) -> Iterator[list[Row]]:
+    def by_image(self, rows: list[Row], fetched: list[Fetched]) -> Iterator[list[Row]]:
         """Yield the table's rows of one image after the other."""
-        for row, pixels in zip(rows, self._decode_ahead(fetched), strict=True):
-            yield list(self._image_rows(row, pixels))
+        size = self.scorer.group_images
+        decoded = decode_ahead(
+            fetched,
+            group=size,
+            max_megapixels=self.config.max_megapixels,
+            device=self.scorer.device,
+        )
+        groups = (rows[i : i + size] for i in range(0, len(rows), size))
+        before: list[_Seen] = []
+        for some, pixels in zip(groups, decoded, strict=True):
+            # A GPU has the next group to work on while the rows of this one are made.
+            now = self._see(some, pixels)
+            yield from map(self._rows, before)
+            before = now
+        yield from map(self._rows, before)
 
-    def _decode_ahead(
-        self, fetched: list[bytes | ImageError]
-    ) -> Iterator[NDArray[np.uint8] | ImageError]:
-        """Decode the next image while one is scored; no more, since pixels are large."""
-        with ThreadPoolExecutor(1) as pool:
-            following = [pool.submit(self._decode, one) for one in fetched[:1]]
-            for one in fetched[1:]:
-                current = following.pop()
-                pixels = current.result()
-                following.append(pool.submit(self._decode, one))
-                yield pixels
-            for last in following:
-                yield last.result()
+    def _see(self, rows: list[Row], decoded: list[Decoded]) -> list["_Seen"]:
+        """Look at the images of a group that can be looked at, all together."""
+        good: list[tuple[Row, Pixels | Tensor]] = []
+        seen: list[_Seen] = []
+        for row, pixels in zip(rows, decoded, strict=True):
+            failure = self._failure(row, pixels)
+            if isinstance(failure, ImageError) or isinstance(pixels, ImageError):
+                seen.append(_Seen(row=row, failure=failure))
+                continue
+            height, width = pixels.shape[:2]
+            seen.append(_Seen(row=row, size_px=(width, height), place=len(good)))
+            good.append((row, pixels))
+        look = self._look(good) if good else None
+        return [replace(one, look=look) for one in seen]
 
-    def _decode(self, data: bytes | ImageError) -> NDArray[np.uint8] | ImageError:
-        if isinstance(data, ImageError):
-            return data
-        try:
-            return images.decode(data, max_megapixels=self.config.max_megapixels)
-        except ImageError as error:
-            return error
-
-    def _image_rows(self, row: Row, pixels: NDArray[np.uint8] | ImageError) -> Iterator[Row]:
+    def _failure(self, row: Row, pixels: Decoded) -> ImageError | None:
         if isinstance(pixels, ImageError):
-            yield self._failed(row, pixels.status, str(pixels))
-            return
-        probabilities, ranks, classes = self._choose_classes(row, pixels)
-        if not classes:
-            yield self._failed(row, "no_label", "the manifest has no class for this image")
-            return
-        yield from self._scored(row, pixels, probabilities, ranks, classes)
+            return pixels
+        if self.config.classes == "label" and row["class_index"] is None:
+            return ImageError("no_label", "the manifest has no class for this image")
+        return None
 
-    def _failed(self, row: Row, status: str, error: str) -> Row:
-        return {"image_id": row["image_id"], "status": status, "error": error}
+    def _look(self, good: list[tuple[Row, Pixels | Tensor]]) -> Look:
+        # An image without a label takes class 0 along, which gets no row.
+        labels = [row["class_index"] or 0 for row, _ in good]
+        return self.scorer.look(
+            [pixels for _, pixels in good],
+            None if self.config.classes == "predicted" else labels,
+            top_k=0 if self.config.classes == "label" else self.config.top_k,
+            with_maps=self.with_maps,
+        )
 
-    def _choose_classes(
-        self, row: Row, pixels: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.float32] | None, list[int], list[int]]:
-        """Return all class probabilities, and the ranks and indices of the classes to score."""
-        ranks, classes, probabilities = [], [], None
-        if self.config.classes != "predicted" and row["class_index"] is not None:
-            ranks, classes = [0], [int(row["class_index"])]
-        if self.config.classes != "label":
-            probabilities = self.scorer.classify(pixels)
-            best = np.argsort(-probabilities, kind="stable")[: self.config.top_k]
-            ranks += range(1, len(best) + 1)
-            classes += best.tolist()
-        return probabilities, ranks, classes
+    def _rows(self, one: "_Seen") -> list[Row]:
+        if one.failure is not None:
+            return [self._failed(one.row, one.failure)]
+        assert one.look is not None
+        one.look.wait()
+        first = 1 if self.config.classes == "predicted" else 0
+        kept = slice(1 if first == 0 and one.row["class_index"] is None else 0, None)
+        probabilities, maps = one.look.probabilities_GK, one.look.maps_GKhw
+        num_classes = one.look.classes_GK.shape[1]
+        chosen = _Chosen(
+            ranks=list(range(first, first + num_classes))[kept],
+            classes_K=one.look.classes_GK[one.place, kept],
+            scores_KS=one.look.scores_GKS[one.place, kept],
+            probabilities=None if probabilities is None else probabilities[one.place, kept],
+            maps_Khw=None if maps is None else maps[one.place, kept],
+        )
+        return self._scored(one, chosen)
 
-    def _scored(
-        self,
-        row: Row,
-        pixels: NDArray[np.uint8],
-        probabilities: NDArray[np.float32] | None,
-        ranks: list[int],
-        classes: list[int],
-    ) -> Iterator[Row]:
-        del probabilities  # the scores table has no place for them
-        scores_KS = self.scorer.score_grid(pixels, classes)
-        for rank, class_index, scores_S in zip(ranks, classes, scores_KS, strict=True):
-            yield {
-                "image_id": row["image_id"],
+    def _failed(self, row: Row, failure: ImageError) -> Row:
+        return {"image_id": row["image_id"], "status": failure.status, "error": str(failure)}
+
+    def _scored(self, one: "_Seen", chosen: "_Chosen") -> list[Row]:
+        columns = zip(
+            chosen.ranks, chosen.classes_K.tolist(), chosen.scores_KS.numpy(), strict=True
+        )
+        return [
+            {
+                "image_id": one.row["image_id"],
                 "class_index": class_index,
                 "class_rank": rank,
                 "scores": scores_S,
                 "status": schema.OK,
             }
+            for rank, class_index, scores_S in columns
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """One image on its way from pixels to rows."""
+
+    row: Row
+    failure: ImageError | None = None
+    size_px: tuple[int, int] = (0, 0)
+    look: Look | None = None
+    """Of its group."""
+    place: int = 0
+    """Of the image in the look."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Chosen:
+    """What the networks say of one image, for the K classes that get a row."""
+
+    ranks: list[int]
+    classes_K: Tensor
+    scores_KS: Tensor
+    probabilities: Tensor | None
+    maps_Khw: Tensor | None
 
 
 class LocalizeStage(ScoreStage):
@@ -127,62 +168,60 @@ class LocalizeStage(ScoreStage):
         normalization = bundle.config.localizer.normalization
         self.localizer = from_tensors(bundle.tensors(LOCALIZER), normalization)
         self.cam_threshold = bundle.baselines.get("cam_threshold")
+        self.with_maps = self.cam_threshold is not None
 
     @staticmethod
     def required_parts(config: LocalizeConfig) -> list[str]:
         """Return all parts: the class activation map, a baseline, is classifier 0's."""
         return [classifier_part(0), SCORER, LOCALIZER]
 
-    def _failed(self, row: Row, status: str, error: str) -> Row:
+    def _failed(self, row: Row, failure: ImageError) -> Row:
         return {
-            **super()._failed(row, status, error),
+            **super()._failed(row, failure),
             "image_uri": row["image_uri"],
             "width_px": row["width_px"],
             "height_px": row["height_px"],
         }
 
-    def _scored(
-        self,
-        row: Row,
-        pixels: NDArray[np.uint8],
-        probabilities: NDArray[np.float32] | None,
-        ranks: list[int],
-        classes: list[int],
-    ) -> Iterator[Row]:
-        height, width = pixels.shape[:2]
+    def _scored(self, one: _Seen, chosen: _Chosen) -> list[Row]:
+        width, height = one.size_px
         sides = np.array([width, height, width, height], np.float32)
-        scores_KS = torch.from_numpy(self.scorer.score_grid(pixels, classes))
-        unit_K4 = self.localizer.boxes(scores_KS, torch.tensor(classes))
-        confidences = self.localizer.confidences(scores_KS, unit_K4).tolist()
-        cams = self._cam_boxes(pixels, classes)
+        unit_K4 = self.localizer.boxes(chosen.scores_KS, chosen.classes_K)
+        confidences = self.localizer.confidences(chosen.scores_KS, unit_K4).tolist()
         boxes = (unit_K4.numpy() * sides).tolist()
-        for i, (rank, class_index) in enumerate(zip(ranks, classes, strict=True)):
+        rows = []
+        for i, class_index in enumerate(chosen.classes_K.tolist()):
             xmin, ymin, xmax, ymax = boxes[i]
-            yield {
-                "image_id": row["image_id"],
-                "image_uri": row["image_uri"],
-                "width_px": width,
-                "height_px": height,
-                "class_rank": rank,
-                "class_index": class_index,
-                "class_name": self.bundle.classes[class_index].name,
-                "class_score": None if probabilities is None else float(probabilities[class_index]),
-                "xmin": xmin,
-                "ymin": ymin,
-                "xmax": xmax,
-                "ymax": ymax,
-                "confidence": confidences[i],
-                "cam_xyxy": None if cams is None else (cams[i] * sides).tolist(),
-                "status": schema.OK,
-            }
+            rows.append(
+                {
+                    "image_id": one.row["image_id"],
+                    "image_uri": one.row["image_uri"],
+                    "width_px": width,
+                    "height_px": height,
+                    "class_rank": chosen.ranks[i],
+                    "class_index": class_index,
+                    "class_name": self.bundle.classes[class_index].name,
+                    "class_score": _number(chosen.probabilities, i),
+                    "xmin": xmin,
+                    "ymin": ymin,
+                    "xmax": xmax,
+                    "ymax": ymax,
+                    "confidence": confidences[i],
+                    "cam_xyxy": self._cam_box(chosen, i, sides),
+                    "status": schema.OK,
+                }
+            )
+        return rows
 
-    def _cam_boxes(
-        self, pixels: NDArray[np.uint8], classes: list[int]
-    ) -> list[NDArray[np.float64]] | None:
-        if self.cam_threshold is None:
+    def _cam_box(self, chosen: _Chosen, i: int, sides: NDArray[np.float32]) -> list[float] | None:
+        if self.cam_threshold is None or chosen.maps_Khw is None:
             return None
-        maps = self.scorer.class_maps(pixels, classes)
-        return [baselines.cam_box(one, self.cam_threshold) for one in maps]
+        unit = baselines.cam_box(chosen.maps_Khw[i], self.cam_threshold)
+        return [float(side) for side in unit * sides]
+
+
+def _number(values_K: Tensor | None, i: int) -> float | None:
+    return None if values_K is None else float(values_K[i])
 
 
 STAGES = {"score": ScoreStage, "localize": LocalizeStage}

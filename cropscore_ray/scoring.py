@@ -1,10 +1,17 @@
-"""CropScorer, the engine: pixels of one image in, class scores of its crops out.
+"""CropScorer, the engine: pixels of images in, class scores of their crops out.
 
-It holds the networks of a bundle on one device and runs them in fixed batches. It does
-not read files and knows neither tables nor Ray.
+It holds the networks of a bundle on one device and looks at a group of images at a time.
+Exact mode scores 140 separate crops of an image; pyramid mode takes the means of the same
+squares from three maps of the whole image. It does not read files and knows neither tables
+nor Ray.
 
-Shape suffixes: N crops; K classes asked for; C all classes; D channels; h, w a map's sides.
+Shape suffixes: G images; N crops; S squares or other regions; K classes asked for; C all
+classes; D channels; L levels; J = 7 cells a side; h, w a map's sides.
 """
+# ruff: noqa: N815 (fields that are arrays carry their shape suffix)
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,13 +20,30 @@ from torch import Tensor
 
 from cropscore_ray import grid, images
 from cropscore_ray.bundle import SCORER, Bundle, classifier_part
-from cropscore_ray.networks import Network, best_dtype, for_inference
+from cropscore_ray.images import Crops, Pixels
+from cropscore_ray.inference import InferenceNetwork, best_dtype
 
-Pixels = NDArray[np.uint8]
 Scores = NDArray[np.float32]
 
-# Measured: on two cores the caches favour small batches (136 crops/s at 20, 73 at 70).
-CROPS_PER_BATCH = {"cpu": 28, "cuda": 1120}
+_GROUP_IMAGES = {"cpu": 4, "cuda": 8}  # 8 x 140 crops fill a large GPU
+_TEN = 10
+_WHOLE = ((0.0, 0.0, 1.0, 1.0),)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What the networks say of a group of images, in the host's memory; `wait` before use."""
+
+    classes_GK: Tensor
+    """The given class first, if one was given, then the predicted ones, most probable first."""
+    probabilities_GK: Tensor | None
+    """Of these classes; None if none were predicted."""
+    scores_GKS: Tensor
+    """The object scorer's logits on the 140 squares."""
+    maps_GKhw: Tensor | None
+    """Class activation maps of classifier 0, if asked for."""
+    wait: Callable[[], None]
+    """Returns when a GPU has filled the tensors."""
 
 
 class CropScorer:
@@ -29,82 +53,167 @@ class CropScorer:
         self,
         bundle: Bundle,
         *,
+        mode: str | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        """Load nothing yet; `mode` is exact or pyramid, the one that the bundle learnt if None."""
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = dtype or best_dtype(self.device)
+        self.mode = mode or bundle.config.mode
         self.preprocess = bundle.preprocess
+        self.group_images = _GROUP_IMAGES[self.device.type]
         self._bundle = bundle
-        self._networks: dict[str, Network] = {}
+        self._networks: dict[str, InferenceNetwork] = {}
 
-    def _network(self, part: str) -> Network:
-        """Load a part when it is first asked for."""
+    def network(self, part: str) -> InferenceNetwork:
+        """Return a part of the bundle, loaded when it is first asked for."""
         if part not in self._networks:
-            network = self._bundle.network(part)
-            self._networks[part] = for_inference(network, self.device, self.dtype)
+            each = grid.NUM_SQUARES if part == SCORER else _TEN
+            self._networks[part] = InferenceNetwork(
+                self._bundle.network(part),
+                self.preprocess,
+                self.device,
+                self.dtype,
+                largest_batch=each if self.device.type == "cpu" else each * self.group_images,
+            )
         return self._networks[part]
 
-    def cut(self, pixels_HW3: Pixels, boxes_N4: ArrayLike) -> Tensor:
-        """Return crops as the networks take them: (N, 3, input_px, input_px)."""
-        image_3HW = images.normalize(images.planes(pixels_HW3), self.preprocess)
-        return images.crop(image_3HW, boxes_N4, self.preprocess.input_px).to(
-            device=self.device, dtype=self.dtype, memory_format=torch.channels_last
+    def look(
+        self,
+        images_G: list[Pixels | Tensor],
+        labels_G: list[int] | None = None,
+        *,
+        top_k: int = 0,
+        with_maps: bool = False,
+    ) -> Look:
+        """Score images for a given class, for the predicted ones, or for both.
+
+        Nothing here waits for a GPU: its next group can be queued before a look is read.
+
+        Args:
+            images_G: decoded images.
+            labels_G: a class of each image to be scored; None: only predicted ones.
+            top_k: number of most probable classes to be scored; 0 runs no classifier.
+            with_maps: whether to return class activation maps.
+        """
+        on_device = [self._to_device(one) for one in images_G]
+        classes, probabilities_GK = [], None
+        if labels_G is not None:
+            classes.append(torch.tensor(labels_G, device=self.device)[:, None])
+        if top_k:
+            probabilities_GC = self.classify(on_device)
+            classes.append(probabilities_GC.topk(min(top_k, probabilities_GC.shape[1])).indices)
+        classes_GK = torch.cat(classes, 1)
+        if top_k:
+            probabilities_GK = probabilities_GC.gather(1, classes_GK)
+        scores_GKS = self.score(self.embed(on_device), classes_GK)
+        maps_GKhw = self.class_maps(on_device, classes_GK) if with_maps else None
+        return Look(
+            classes_GK=classes_GK.to("cpu", non_blocking=True),
+            probabilities_GK=_to_host(probabilities_GK),
+            scores_GKS=scores_GKS.to("cpu", non_blocking=True),
+            maps_GKhw=_to_host(maps_GKhw),
+            wait=self._mark(),
         )
 
-    @torch.inference_mode()
-    def embed(self, part: str, crops_N3SS: Tensor) -> Tensor:
-        """Return the pooled features of crops under one network, (N, D) float32."""
-        batch = CROPS_PER_BATCH[self.device.type]
-        network = self._network(part)
-        means = [
-            network.features(some).mean((2, 3)).float() for some in torch.split(crops_N3SS, batch)
-        ]
-        return torch.cat(means)
+    def _mark(self) -> Callable[[], None]:
+        """Return what waits until all that is queued now is done, and no longer."""
+        if self.device.type == "cpu":
+            return _nothing_to_wait_for
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return event.synchronize
+
+    def _to_device(self, pixels_HW3: Pixels | Tensor) -> Pixels | Tensor:
+        if self.device.type == "cpu" or isinstance(pixels_HW3, Tensor):
+            return pixels_HW3
+        return torch.from_numpy(pixels_HW3.copy()).to(self.device, non_blocking=True)
+
+    def _crops(
+        self, images_G: list[Pixels | Tensor], unit_boxes_N4: ArrayLike, side: int, **how: bool
+    ) -> Crops:
+        """Return the same boxes, as fractions of the sides, of several images."""
+        boxes = [np.asarray(unit_boxes_N4) * [*_size(one), *_size(one)] for one in images_G]
+        return Crops(images=images_G, boxes=boxes, side=side, **how)
+
+    def embed(self, images_G: list[Pixels | Tensor]) -> Tensor:
+        """Return the scorer's embedding of the 140 squares of images, (G, 140, D)."""
+        if self.mode == "pyramid":
+            return self.embed_regions(images_G, grid.square_rectangles())
+        crops = self._crops(images_G, grid.unit_squares(), self.preprocess.input_px)
+        return self.network(SCORER).cells(crops).view(len(images_G), grid.NUM_SQUARES, -1)
+
+    def embed_regions(
+        self, images_G: list[Pixels | Tensor], rectangles_S4: NDArray[np.int64]
+    ) -> Tensor:
+        """Return the pyramid's embedding of any blocks of the grid, (G, S, D).
+
+        `grid.rectangle_cells()` has all 784; they cost no more than the 140 squares.
+        """
+        network = self.network(SCORER)
+        levels = []
+        for level in grid.LEVELS:
+            side = grid.CELLS * network.network.stride * level
+            levels.append(network.cells(self._crops(images_G, _WHOLE, side), grid.CELLS))
+        cells_GLDJJ = torch.stack(levels, 1)
+        shares_SLJJ = torch.from_numpy(grid.pyramid_means(rectangles_S4)).to(self.device)
+        return torch.einsum("slij,gldij->gsd", shares_SLJJ, cells_GLDJJ)
 
     @torch.inference_mode()
-    def scores(self, part: str, crops_N3SS: Tensor, classes_K: list[int]) -> Scores:
-        """Return logits of the classes asked for, (K, N): only their rows are computed."""
-        fc = self._network(part).fc
-        embedding_ND = self.embed(part, crops_N3SS)
-        logits_KN = fc.weight[classes_K] @ embedding_ND.T + fc.bias[classes_K, None]
-        return np.asarray(logits_KN.cpu().numpy(), np.float32)
-
-    def score_grid(self, pixels_HW3: Pixels, classes_K: list[int]) -> Scores:
-        """Return the object scorer's logits on the 140 squares, (K, 140), in grid order."""
-        height, width = pixels_HW3.shape[:2]
-        crops = self.cut(pixels_HW3, grid.square_boxes(width, height))
-        return self.scores(SCORER, crops, classes_K)
+    def score(self, embedding_GSD: Tensor, classes_GK: Tensor) -> Tensor:
+        """Return logits of the classes asked for, (G, K, S): only their rows are computed."""
+        fc = self.network(SCORER).fc
+        weights_GKD, biases_GK = fc.weight[classes_GK], fc.bias[classes_GK]
+        return torch.einsum("gkd,gsd->gks", weights_GKD, embedding_GSD) + biases_GK[..., None]
 
     def score_squares(self, data: bytes, class_index: int) -> Scores:
         """Return the 140 logits of one class for an encoded image; ImageError if unreadable."""
-        scores_KS = self.score_grid(images.decode(data), [class_index])
-        return np.asarray(scores_KS[0])
+        return self.score_image(images.decode(data), class_index)
+
+    def score_image(self, pixels_HW3: Pixels | Tensor, class_index: int) -> Scores:
+        """Return the 140 logits of one class for one image, in grid order."""
+        scores_GKS = self.score(self.embed([pixels_HW3]), torch.tensor([[class_index]]))
+        return np.asarray(scores_GKS[0, 0].cpu().numpy(), np.float32)
 
     @torch.inference_mode()
-    def classify(self, pixels_HW3: Pixels) -> Scores:
-        """Return class probabilities, (C,): the mean over 10 crops and all classifiers.
+    def classify(self, images_G: list[Pixels | Tensor]) -> Tensor:
+        """Return class probabilities, (G, C): the mean over 10 crops and all classifiers.
 
         Softmax comes before the mean (GoogLeNet paper, section 7).
         """
-        height, width = pixels_HW3.shape[:2]
-        crops = self.cut(pixels_HW3, images.ten_crop_boxes(width, height, self.preprocess))
-        ten = torch.cat([crops, crops.flip(3)])
-        total = torch.zeros(len(self._bundle.classes), device=self.device)
+        side = self.preprocess.input_px
+        five = images.ten_crop_boxes(self.preprocess)
+        ten = self._crops(images_G, five, side, with_mirrors=True)
+        members = []
         for member in range(self._bundle.num_members):
-            part = classifier_part(member)
-            logits_NC = self._network(part).fc(self.embed(part, ten))
-            total += logits_NC.softmax(1).mean(0)
-        return np.asarray((total / self._bundle.num_members).cpu().numpy(), np.float32)
+            network = self.network(classifier_part(member))
+            logits_NC = network.fc(network.cells(ten).flatten(1))
+            members.append(logits_NC.softmax(1).view(len(images_G), _TEN, -1).mean(1))
+        return torch.stack(members).mean(0)
 
     @torch.inference_mode()
-    def class_maps(self, pixels_HW3: Pixels, classes_K: list[int]) -> Scores:
-        """Return class activation maps of classifier 0 on the whole image, (K, h, w).
+    def class_maps(self, images_G: list[Pixels | Tensor], classes_GK: Tensor) -> Tensor:
+        """Return class activation maps of classifier 0 on whole images, (G, K, h, w).
 
         The classifier's weights of a class times the maps before pooling (Zhou et al. 2016).
         """
-        height, width = pixels_HW3.shape[:2]
-        network = self._network(classifier_part(0))
-        maps_Dhw = network.features(self.cut(pixels_HW3, [[0, 0, width, height]]))[0].float()
-        maps_Khw = torch.einsum("kd,dhw->khw", network.fc.weight[classes_K], maps_Dhw)
-        return np.asarray(maps_Khw.cpu().numpy(), np.float32)
+        network = self.network(classifier_part(0))
+        crops = self._crops(images_G, _WHOLE, self.preprocess.input_px)
+        maps_GDhw = network.cells(crops, None)
+        return torch.einsum("gkd,gdhw->gkhw", network.fc.weight[classes_GK], maps_GDhw)
+
+
+def _nothing_to_wait_for() -> None:
+    pass
+
+
+def _to_host(one: Tensor | None) -> Tensor | None:
+    """Return a copy in pinned memory, which need not be there before `Look.wait` returns."""
+    return None if one is None else one.to("cpu", non_blocking=True)
+
+
+def _size(pixels_HW3: Pixels | Tensor) -> tuple[int, int]:
+    """Return width and height."""
+    height, width = pixels_HW3.shape[:2]
+    return int(width), int(height)

@@ -2,7 +2,7 @@
 
 import platform
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -45,6 +45,7 @@ def run(
     shown = progress or Progress()
     out, model = storage.absolute_uri(out), storage.absolute_uri(model)
     bundle = load_bundle(model)
+    config = _with_mode(command, config, bundle)
     bundle.require(*STAGES[command].required_parts(config))
     manifest_uri = _manifest_uri(source, out, shown, overwrite=overwrite)
     manifest = read_manifest(manifest_uri).only(split)
@@ -83,6 +84,22 @@ def run(
 
     pipeline.run_parts(run, manifest, progress=show)
     return folder.record
+
+
+def _with_mode(command: str, config: LocalizeConfig, bundle: Bundle) -> LocalizeConfig:
+    """Return the config with the mode that was asked for, or else the model's own.
+
+    Raises:
+        ConfigError: boxes are asked for in a mode that the localizer has not learnt from.
+    """
+    learnt = bundle.config.mode
+    if command == "localize" and config.mode not in (None, learnt):
+        raise ConfigError(
+            f"the model {bundle.uri} learnt boxes from scores of {learnt} mode, not {config.mode}",
+            hint="leave --mode out, or train scorer and localizer of another bundle with "
+            f"--set mode={config.mode}",
+        )
+    return replace(config, mode=config.mode or learnt)
 
 
 def _manifest_uri(source: str, out: str, shown: Progress, *, overwrite: bool) -> str:

@@ -1,6 +1,7 @@
 """Recipes: each is a function that returns a complete training config."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from cropscore_ray.config import (
     ClassifierConfig,
@@ -36,6 +37,16 @@ def overlap() -> TrainConfig:
     )
 
 
+def pyramid() -> TrainConfig:
+    """Return `overlap` for pyramid mode: the scorer learns from regions of whole images."""
+    return replace(
+        overlap(),
+        recipe="pyramid",
+        mode="pyramid",
+        scorer=ScorerConfig(epochs=2, batch_size=16, learning_rate=0.0004, grid_fraction=0.85),
+    )
+
+
 def demo() -> TrainConfig:
     """Return a small network on 64-pixel crops: minutes on two CPU cores, from scratch."""
     return TrainConfig(
@@ -66,6 +77,7 @@ def smoke() -> TrainConfig:
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "poster": poster,
     "overlap": overlap,
+    "pyramid": pyramid,
     "demo": demo,
     "smoke": smoke,
 }

@@ -89,8 +89,8 @@ def first_config(stage: str, *, model: str, recipe: str | None) -> TrainConfig:
 def _settled(stage: str) -> list[str]:
     """Return the fields of a config that a stage may not change in a bundle with parts."""
     before = [] if stage == "all" else list(STAGES[: STAGES.index(stage)])
-    # The seed and the share decide which images the scorer has seen.
-    shares = ["seed", "localizer_fraction"] if stage == "localizer" else []
+    # The seed and the share decide which images the scorer has seen, the mode decides how.
+    shares = ["seed", "localizer_fraction", "mode"] if stage == "localizer" else []
     return ["network", "preprocess", *shares, *before]
 
 
@@ -245,6 +245,7 @@ def _stage_fingerprint(stage: str, run: TrainingRun, bundle: Bundle, manifest: M
         "parts": [bundle.parts.get(name, {}).get("sha256") for name in _upstream(stage)],
     }
     if stage != "classifier":
+        depends["mode"] = config["mode"]
         depends["shares"] = [config["localizer_fraction"], config["max_localizer_images"]]
     return _digest(depends)
 

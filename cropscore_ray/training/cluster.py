@@ -30,6 +30,13 @@ Training = Callable[[Worker], Any]
 _STATE_FILE = "state.pt"
 _MAX_FAILURES = 3
 _PROGRESS_S = 0.3
+# glibc hands the pages of every large tensor back, and touching fresh ones is slow. Measured on
+# two cores, fine-tuning Inception-BN with 32 crops a step: 24 crops/s, with these 42.
+_KEEP_PAGES = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+}
 
 
 def fit(
@@ -70,6 +77,7 @@ def fit(
                 storage_filesystem=fs,
                 failure_config=FailureConfig(max_failures=_MAX_FAILURES),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
+                worker_runtime_env={"env_vars": {} if on_gpu else _KEEP_PAGES},
             ),
         )
         try:

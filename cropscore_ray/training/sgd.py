@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from cropscore_ray.config import SgdConfig
 from cropscore_ray.errors import DataError
-from cropscore_ray.networks import Network, best_dtype
+from cropscore_ray.images import normalize
+from cropscore_ray.inference import best_dtype
+from cropscore_ray.networks import Network
 from cropscore_ray.training.crops import (
     Calibration,
     CropDataset,
@@ -161,14 +163,27 @@ def _first_logits(
 ) -> tuple[Tensor, Tensor]:
     """Return the untrained scorer's logits of grid squares, and their overlaps."""
     network.eval()
-    logits, overlaps = [], []
+    logits, overlaps = [torch.empty(0)], [torch.empty(0)]
     for i in range(0, len(dataset), max(1, len(dataset) // _CALIBRATION_CROPS)):
-        item = dataset[i]
-        if not math.isnan(item["overlap"]):
-            logits_1C = network(item["crop"][None].to(device)).float()
-            logits.append(float(logits_1C[0, item["class_index"]]))
-            overlaps.append(item["overlap"])
-    return torch.tensor(logits), torch.tensor(overlaps)
+        batch = _on_device(default_collate([dataset[dataset.request(i, step=i)]]), device)
+        logits_NC = network(*_inputs(batch, dataset)).float()
+        is_square = ~batch["overlap"].isnan()
+        own_logit = logits_NC.gather(1, batch["class_index"][:, None])[:, 0]
+        logits.append(own_logit[is_square].cpu())
+        overlaps.append(batch["overlap"][is_square].cpu().float())
+    return torch.cat(logits), torch.cat(overlaps)
+
+
+def _on_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return a batch on its device, with one class and overlap a crop or region."""
+    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    return moved | {name: moved[name].flatten() for name in ("class_index", "overlap")}
+
+
+def _inputs(batch: dict[str, Tensor], dataset: CropDataset) -> list[Tensor]:
+    """Return what the network is called with: normalized crops, and regions if there are any."""
+    crops_N3SS = normalize(batch["crop"], dataset.preprocess, torch.float32)
+    return [crops_N3SS, *([batch["regions"]] if "regions" in batch else [])]
 
 
 def _loader(task: NetworkTask, worker: Worker) -> DataLoader[dict[str, Any]]:
@@ -186,7 +201,7 @@ def _loader(task: NetworkTask, worker: Worker) -> DataLoader[dict[str, Any]]:
     return DataLoader(
         task.dataset,
         batch_size=per_worker,
-        sampler=_EpochOrder(task, worker, num_images // batch * per_worker),
+        sampler=_EpochOrder(task, worker, num_images // batch * per_worker, per_worker),
         num_workers=_GPU_LOADERS if on_gpu else 0,
         pin_memory=on_gpu,
     )
@@ -195,17 +210,19 @@ def _loader(task: NetworkTask, worker: Worker) -> DataLoader[dict[str, Any]]:
 class _EpochOrder:
     """The sampler of a DataLoader: another order every epoch, set on the dataset."""
 
-    def __init__(self, task: NetworkTask, worker: Worker, num_images: int) -> None:
+    def __init__(self, task: NetworkTask, worker: Worker, num_images: int, per_step: int) -> None:
         self.task = task
         self.worker = worker
         self.num_images = num_images
+        self.per_step = per_step
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Any]:
         task, worker = self.task, self.worker
         order = epoch_order(
             len(task.dataset), task.seed, task.dataset.epoch, worker.rank, worker.num_workers
         )
-        return iter(order[: self.num_images])
+        requests = enumerate(order[: self.num_images])
+        return iter(task.dataset.request(i, at // self.per_step) for at, i in requests)
 
     def __len__(self) -> int:
         return self.num_images
@@ -242,7 +259,7 @@ def _epoch(session: _Session, epoch: int) -> dict[str, float]:
     began_s = time.monotonic()
     total = torch.zeros(4, device=device)  # loss, right, class crops, failed images
     for step, batch in enumerate(session.loader, 1):
-        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        batch = _on_device(batch, device)
         loss, logits_NC = _step(session, batch)
         total += _tally(loss, logits_NC, batch)
         done = epoch * num_steps + step
@@ -263,9 +280,9 @@ def _step(session: _Session, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Take one step of the optimizer; return the loss and the logits."""
     device = session.worker.device
     dtype = best_dtype(device)
-    crops = batch["crop"].to(memory_format=torch.channels_last)
+    inputs = _inputs(batch, session.task.dataset)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        logits_NC = session.module(crops)
+        logits_NC = session.module(*inputs)
     logits_NC = logits_NC.float()
     smoothing = session.task.config.label_smoothing
     loss = crop_loss(logits_NC, batch, smoothing, session.calibration)

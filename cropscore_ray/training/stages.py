@@ -23,6 +23,7 @@ from cropscore_ray.scoring import CropScorer
 from cropscore_ray.training.crops import (
     CropDataset,
     LabelledImages,
+    PyramidDataset,
     classifier_sampler,
     scorer_sampler,
 )
@@ -125,13 +126,18 @@ def train_classifiers(run: TrainingRun, worker: Worker) -> dict[str, State]:
 
 
 def train_scorer(run: TrainingRun, worker: Worker) -> dict[str, State]:
-    """Fine-tune classifier 0 on crops around the true boxes of the scorer's images."""
+    """Fine-tune classifier 0 on crops, or regions, of the scorer's images; see TrainConfig.mode."""
     config = run.config
     bundle = load_bundle(run.model_uri)
     rows, _ = split_boxed(training_manifest(run.manifest_uri, run.split), config)
     seed = config.seed * 1000 + 500
-    dataset = CropDataset(_labelled(rows), scorer_sampler(config.scorer), config.preprocess, seed)
     make = partial(bundle.network, classifier_part(0))
+    sampler = scorer_sampler(config.scorer)
+    dataset = CropDataset(_labelled(rows), sampler, config.preprocess, seed)
+    if config.mode == "pyramid":
+        dataset = PyramidDataset(
+            _labelled(rows), config.scorer, config.preprocess, seed, make().stride
+        )
     task = NetworkTask(
         name=SCORER,
         make=make,
@@ -208,7 +214,8 @@ def _fit_baselines(
             pixels = images.decode(fetch.fetch_image(labelled.uris[i]))
         except ImageError:
             continue  # it has its row in the scores table already
-        maps.append(scorer.class_maps(pixels, [int(labelled.classes[i])])[0])
+        classes_GK = torch.tensor([[labelled.classes[i]]], device=scorer.device)
+        maps.append(scorer.class_maps([pixels], classes_GK)[0, 0].cpu().numpy())
         boxes.append(unit[i])
     return {
         "constant_box": baselines.fit_constant_box(unit).tolist(),

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cropscore_ray import grid
 from cropscore_ray.geometry import area, iou
 from cropscore_ray.grid import (
     NUM_SQUARES,
@@ -106,3 +107,37 @@ def test_the_shared_tables_cannot_be_changed_by_accident() -> None:
         unit_squares()[0, 0] = 1.0
     with pytest.raises(ValueError, match="read-only"):
         square_cells()[0, 0] = 1
+
+
+def test_rectangles_are_all_blocks_and_hold_the_squares() -> None:
+    rectangles = [tuple(one) for one in grid.rectangle_cells().tolist()]
+    assert len(rectangles) == len(set(rectangles)) == 784
+    squares = [tuple(one) for one in grid.square_rectangles().tolist()]
+    assert squares == [(k, k, row, column) for k, row, column in grid.square_cells().tolist()]
+    assert set(squares) <= set(rectangles)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "level"),
+    [(7, 7, 0), (1, 7, 0), (6, 6, 1), (3, 3, 1), (1, 3, 1), (2, 2, 2), (1, 1, 2), (2, 1, 2)],
+)
+def test_a_blocks_level_follows_its_longer_side(rows: int, columns: int, level: int) -> None:
+    assert grid.level_of(np.array([[rows, columns, 0, 0]])).tolist() == [level]
+
+
+def test_region_means_average_the_cells_inside() -> None:
+    cells = np.arange(49.0).reshape(7, 7)
+    rectangles = grid.rectangle_cells()
+    found = np.einsum("rij,ij->r", grid.region_means(rectangles), cells)
+    for i in (0, 17, 400, 783):
+        rows, columns, top, left = rectangles[i]
+        inside = cells[top : top + rows, left : left + columns]
+        assert found[i] == pytest.approx(inside.mean(), rel=1e-6)
+
+
+def test_pyramid_means_lie_in_one_level_and_add_up_to_one() -> None:
+    shares = grid.pyramid_means(grid.square_rectangles())
+    assert shares.shape == (140, 3, 7, 7)
+    np.testing.assert_allclose(shares.sum((1, 2, 3)), 1, rtol=1e-6)
+    used = (shares.sum((2, 3)) > 0).sum(0)
+    assert used.tolist() == [1, 54, 85]

@@ -1,4 +1,4 @@
-"""The GoogLeNets: torchvision's to the bit, folding that changes nothing, real weights."""
+"""The GoogLeNets: torchvision's to the bit, the published shapes, real weights."""
 
 import csv
 from pathlib import Path
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import googlenet
 
-from cropscore_ray.config import NetworkConfig, PreprocessConfig, TrainConfig, with_settings
-from cropscore_ray.images import crop, decode, normalize, planes
-from cropscore_ray.networks import Network, best_dtype, for_inference, make_network
+from cropscore_ray.config import NetworkConfig, TrainConfig, with_settings
+from cropscore_ray.images import crop, decode
+from cropscore_ray.inference import InferenceNetwork, best_dtype
+from cropscore_ray.networks import make_network
 from cropscore_ray.weights import adapt_config, initial_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,22 +22,6 @@ SMALL = NetworkConfig(architecture="googlenet-small", width=0.125)
 
 def num_parameters(network: nn.Module) -> int:
     return sum(one.numel() for one in network.parameters())
-
-
-def with_lived_in_batch_norm(network: Network) -> Network:
-    """Give every batch norm statistics and weights that are not those of its birth."""
-    generator = torch.Generator().manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for values, low, high in (
-                (module.running_mean, -0.3, 0.3),
-                (module.running_var, 0.5, 2.0),
-                (module.weight.data, 0.5, 1.5),
-                (module.bias.data, -0.2, 0.2),
-            ):
-                assert values is not None
-                values.uniform_(low, high, generator=generator)
-    return network.eval()
 
 
 @pytest.fixture(scope="module")
@@ -63,31 +48,6 @@ def test_in_training_googlenet_drops_like_torchvisions(images_2: Tensor) -> None
     torch.testing.assert_close(*outputs)
 
 
-@pytest.mark.parametrize("architecture", ["googlenet", "googlenet-small", "inception-bn"])
-def test_folding_changes_nothing_and_leaves_the_network_alone(
-    architecture: str, images_2: Tensor
-) -> None:
-    config = NetworkConfig(architecture=architecture, width=0.25)
-    network = with_lived_in_batch_norm(make_network(config, 5))
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    folded = for_inference(network, CPU, torch.float32)
-    with torch.inference_mode():
-        expected = network(images_2)
-        difference = (folded(images_2) - expected).abs().max() / expected.abs().max()
-    assert float(difference) < 1e-4
-    assert not any(isinstance(one, nn.BatchNorm2d) for one in folded.modules())
-    assert not any(one.requires_grad for one in folded.parameters())
-    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
-
-
-def test_the_classifier_stays_in_float32_to_the_bit() -> None:
-    network = make_network(SMALL, 5)
-    folded = for_inference(network, CPU, torch.bfloat16)
-    assert torch.equal(folded.fc.weight, network.fc.weight)
-    assert torch.equal(folded.fc.bias, network.fc.bias)
-    assert folded.features(torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
-
-
 def test_inception_bn_has_the_published_shapes(images_2: Tensor) -> None:
     network = make_network(NetworkConfig(architecture="inception-bn"), 1000).eval()
     assert num_parameters(network) == 11_650_888
@@ -109,6 +69,7 @@ def test_a_networks_stride(config: NetworkConfig, side: int, maps: tuple[int, in
     with torch.inference_mode():
         features = network.features(torch.zeros(1, 3, side, side))
         assert features.shape == (1, *maps)
+        assert side // network.stride == maps[1]
         assert network.fc.in_features == maps[0]
 
 
@@ -117,6 +78,19 @@ def test_logits_are_the_classifier_on_mean_maps(images_2: Tensor) -> None:
     with torch.inference_mode():
         expected = network.fc(network.features(images_2).mean((2, 3)))
         torch.testing.assert_close(network(images_2), expected)
+
+
+def test_a_regions_logits_are_the_classifier_on_its_cells(images_2: Tensor) -> None:
+    network = make_network(SMALL, 3).eval()
+    images = torch.nn.functional.interpolate(images_2, (112, 112))  # maps of 14 x 14, 2 a cell
+    shares = torch.zeros(2, 2, 7, 7)
+    shares[:, 0] = 1 / 49
+    shares[:, 1, 2:4, 1:6] = 1 / 10
+    with torch.inference_mode():
+        maps = network.features(images)
+        regions = [maps.mean((2, 3)), maps[:, :, 4:8, 2:12].mean((2, 3))]
+        expected = network.fc(torch.stack(regions, 1)).flatten(0, 1)
+        torch.testing.assert_close(network(images, shares), expected)
 
 
 def test_first_weights_follow_the_global_seed() -> None:
@@ -142,21 +116,17 @@ def read_examples(folder: Path, num_images: int) -> list[tuple[Path, int]]:
     ]
 
 
-def whole_image(path: Path, config: PreprocessConfig) -> Tensor:
-    pixels = decode(path.read_bytes())
-    height, width = pixels.shape[:2]
-    return crop(normalize(planes(pixels), config), [[0, 0, width, height]], config.input_px)
-
-
 def test_real_weights_classify_real_images(shared_folder: Path) -> None:
     init = f"classifier.init=inception-bn:{shared_folder / 'weights/inception_bn_ilsvrc.npz'}"
     config = adapt_config(with_settings(TrainConfig(recipe="test"), [init]))
-    dtype = best_dtype(CPU)
-    network = for_inference(initial_network(config, 1000).eval(), CPU, dtype)
-    examples = read_examples(shared_folder / "data/ilsvrc-4k", 20)
-    images_N3HW = torch.cat([whole_image(path, config.preprocess) for path, _ in examples])
-    truth_N = torch.tensor([class_index for _, class_index in examples])
-    with torch.inference_mode():
-        batch = images_N3HW.to(dtype, memory_format=torch.channels_last)
-        guesses_N = network.fc(network.features(batch).float().mean((2, 3))).argmax(1)
-    assert float((guesses_N == truth_N).float().mean()) >= 0.5
+    network = InferenceNetwork(
+        initial_network(config, 1000), config.preprocess, CPU, best_dtype(CPU), largest_batch=20
+    )
+    whole, classes = [], []
+    for path, class_index in read_examples(shared_folder / "data/ilsvrc-4k", 20):
+        pixels = decode(path.read_bytes())
+        height, width = pixels.shape[:2]
+        whole.append(crop(pixels, [[0, 0, width, height]], config.preprocess.input_px))
+        classes.append(class_index)
+    guesses_N = network.fc(network.cells(torch.cat(whole)).flatten(1)).argmax(1)
+    assert float((guesses_N == torch.tensor(classes)).float().mean()) >= 0.5

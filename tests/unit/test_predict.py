@@ -128,7 +128,7 @@ def test_classes_choose_the_rows(
     stage = LocalizeStage(bundle, LocalizeConfig(classes=classes, top_k=2))
     rows = run_stage(stage, [drawn(1)], class_index=class_index)
     assert [row["class_rank"] for row in rows] == ranks
-    probabilities = stage.scorer.classify(np.asarray(Image.open(io.BytesIO(drawn(1)))))
+    probabilities = stage.scorer.classify([np.asarray(Image.open(io.BytesIO(drawn(1))))])[0].numpy()
     best = np.argsort(-probabilities)[:2].tolist()
     expected = [class_index if rank == 0 else best[rank - 1] for rank in ranks]
     assert [row["class_index"] for row in rows] == expected

@@ -18,11 +18,14 @@ from cropscore_ray.training.crops import (
     Calibration,
     CropDataset,
     LabelledImages,
+    PyramidDataset,
     at_least_one_pixel,
     classifier_sampler,
+    covering_cells,
     crop_loss,
     epoch_order,
     fit_calibration,
+    sample_region,
     scorer_sampler,
     square_overlaps,
 )
@@ -155,13 +158,13 @@ def dataset(tmp_path: Path) -> CropDataset:
 
 
 def grey_of(crop: Tensor) -> int:
-    return round((float(crop[0].mean()) * PREPROCESS.std[0] + PREPROCESS.mean[0]) * 255)
+    return round(float(crop[..., 0].float().mean()))
 
 
 def test_an_item_is_a_crop_with_its_class(dataset: CropDataset) -> None:
     item = dataset[1]
-    assert item["crop"].shape == (3, 32, 32)
-    assert item["crop"].dtype == torch.float32
+    assert item["crop"].shape == (32, 32, 3)
+    assert item["crop"].dtype == torch.uint8
     assert grey_of(item["crop"]) == 50
     assert (item["class_index"], item["num_failed"]) == (1, 0)
     assert math.isnan(item["overlap"])
@@ -207,6 +210,91 @@ def test_an_item_follows_seed_epoch_and_index_alone(tmp_path: Path) -> None:
 def test_a_box_thinner_than_a_pixel_is_widened_into_the_image() -> None:
     assert at_least_one_pixel(np.array([9.8, 2.0, 10.0, 2.2]), 10, 5).tolist() == [9, 2, 10, 3]
     assert at_least_one_pixel(np.array([0, 0, 1.0, 1]), 1, 1).tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("box", "cells"),
+    [
+        ([0, 0, 1, 1], [7, 7, 0, 0]),
+        ([1 / 7, 2 / 7, 3 / 7, 3 / 7], [1, 2, 2, 1]),  # whole cells stay what they are
+        ([0.15, 0.3, 0.4, 0.4], [1, 2, 2, 1]),
+        ([0.99, 0.99, 1, 1], [1, 1, 6, 6]),
+        ([0.5, 0.5, 0.5, 0.5], [1, 1, 3, 3]),
+    ],
+)
+def test_covering_cells_hold_the_box(box: list[float], cells: list[int]) -> None:
+    assert covering_cells(np.array(box)).tolist() == cells
+
+
+@settings(max_examples=50)
+@given(
+    seed=st.integers(0, 10_000),
+    boxes=unit_boxes(),
+    level=st.integers(0, 2),
+    share=st.sampled_from((0.0, 0.5, 1.0)),
+)
+def test_a_region_is_a_square_with_its_overlap_or_the_objects_cells(
+    seed: int, boxes: np.ndarray, level: int, share: float
+) -> None:
+    config = ScorerConfig(grid_fraction=share)
+    cells, overlap = sample_region(np.random.default_rng(seed), boxes, level, config)
+    assert grid.level_of(cells[None]).tolist() == [level]
+    if math.isnan(overlap):
+        assert share < 1
+        assert cells.tolist() == covering_cells(boxes[0]).tolist()
+    else:
+        [chosen] = np.flatnonzero((grid.square_rectangles() == cells).all(axis=1))
+        assert overlap == pytest.approx(square_overlaps(boxes)[chosen])
+
+
+@pytest.fixture
+def pyramid(tmp_path: Path) -> PyramidDataset:
+    """One image whose left half is white, with a box around that half."""
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    pixels[:, :20] = 255
+    Image.fromarray(pixels).save(tmp_path / "half.png")
+    labelled = LabelledImages(
+        uris=[str(tmp_path / "half.png")],
+        classes=np.array([3]),
+        boxes=[np.array([[0.0, 0, 20, 40]])],
+    )
+    config = ScorerConfig(grid_fraction=1.0, level_shares=(0.0, 0.5, 0.5))
+    return PyramidDataset(labelled, config, PREPROCESS, seed=1, stride=8)
+
+
+@pytest.mark.parametrize(("level", "side"), [(0, 56), (1, 112), (2, 224)])
+def test_a_pyramids_item_is_a_whole_image_with_regions(
+    pyramid: PyramidDataset, level: int, side: int
+) -> None:
+    item = pyramid[0, level]
+    assert item["crop"].shape == (side, side, 3)
+    assert item["regions"].shape == (8, 7, 7)
+    torch.testing.assert_close(item["regions"].sum((1, 2)), torch.ones(8))
+    assert item["class_index"].tolist() == [3] * 8
+    assert item["overlap"].shape == (8,)
+
+
+def test_a_mirrored_image_has_mirrored_regions(pyramid: PyramidDataset) -> None:
+    sides = set()
+    for epoch in range(12):
+        pyramid.epoch = epoch
+        item = pyramid[0, 1]
+        is_mirrored = int(item["crop"][0, 0, 0]) == 0
+        sides.add(is_mirrored)
+        white = torch.linspace(0, 7, 8)[:-1] + 0.5  # cells' centres; the object ends at 3.5
+        inside = (white > 3.5 if is_mirrored else white < 3.5).float()
+        inside[3] = 0.5
+        purity = (item["regions"].sum(1) * inside).sum(1)
+        # Regions without any white have no overlap, and the others have some.
+        assert torch.equal(purity > 0, item["overlap"] > 0)
+    assert sides == {True, False}
+
+
+def test_all_images_of_a_step_are_at_one_level(pyramid: PyramidDataset) -> None:
+    levels = [pyramid.request(0, step)[1] for step in range(200)]
+    assert [pyramid.request(5, step)[1] for step in range(200)] == levels
+    assert set(levels) == {1, 2}
+    assert 60 < levels.count(1) < 140
 
 
 def log1pexp(x: float) -> float:

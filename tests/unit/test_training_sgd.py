@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from cropscore_ray.training import sgd
 from cropscore_ray.training.crops import (
     CropDataset,
     LabelledImages,
+    PyramidDataset,
     Sampler,
     classifier_sampler,
     scorer_sampler,
@@ -106,13 +107,24 @@ def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: one[name] for name in one if name != "seconds"} for one in history]
 
 
-@pytest.mark.parametrize("sampler", [CLASSES, SQUARES], ids=["classes", "squares"])
+def a_pyramid_task(images: LabelledImages, name: str = "scorer", epochs: int = 3) -> NetworkTask:
+    task, config = a_task(images, name=name, epochs=epochs), ScorerConfig(grid_fraction=0.8)
+    dataset = PyramidDataset(images, config, task.dataset.preprocess, task.seed, stride=8)
+    return replace(task, dataset=dataset, learns_overlap=True)
+
+
+@pytest.mark.parametrize("kind", ["classes", "squares", "regions"])
 @pytest.mark.parametrize("stop_after", [1, 4])
 def test_a_stopped_run_goes_on_to_the_same_weights(
-    images: LabelledImages, sampler: Sampler, stop_after: int
+    images: LabelledImages, kind: str, stop_after: int
 ) -> None:
+    def a_task_of_its_kind(name: str) -> NetworkTask:
+        if kind == "regions":
+            return a_pyramid_task(images, name)
+        return a_task(images, name=name, sampler=CLASSES if kind == "classes" else SQUARES)
+
     def tasks() -> list[NetworkTask]:
-        return [a_task(images, name=name, sampler=sampler) for name in ("first", "second")]
+        return [a_task_of_its_kind(name) for name in ("first", "second")]
 
     unbroken = train_networks(tasks(), Worker())
     keeper = Keeper(stop_after=stop_after)
@@ -155,6 +167,14 @@ def test_a_short_training_learns_its_images(images: LabelledImages) -> None:
     history = finished["classifier-0"]["metrics"]
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     assert history[-1]["failed"] == 0
+
+
+def test_a_pyramid_learns_from_its_regions(images: LabelledImages) -> None:
+    finished = train_networks([a_pyramid_task(images, epochs=12)], Worker())
+    history = finished["scorer"]["metrics"]
+    # The level of a step is drawn, and the third is harder: compare the ends, not the steps.
+    first, last = (sum(one["loss"] for one in some) for some in (history[:3], history[-3:]))
+    assert last < 0.9 * first
 
 
 def test_progress_counts_every_step(images: LabelledImages) -> None:

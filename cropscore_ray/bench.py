@@ -1,0 +1,330 @@
+"""Speed as ratios: contestants measured in turn, round by round, in one run.
+
+`scorer_contestants` sets the engine against the plain way, good practice and its own bare
+networks; `roofline` says what the machine allows. It knows nothing of Ray.
+"""
+
+import io
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cropscore_ray import grid, images
+from cropscore_ray.bundle import SCORER, Bundle, load_bundle, save_part
+from cropscore_ray.config import LocalizeConfig, NetworkConfig, TrainConfig
+from cropscore_ray.datasets.drawn import CLASS_NAMES, draw_image
+from cropscore_ray.inference import best_dtype
+from cropscore_ray.networks import Network, make_network
+from cropscore_ray.predict import ScoreStage
+from cropscore_ray.schema import ImageClass
+from cropscore_ray.scoring import CropScorer
+
+Run = Callable[[], int]
+"""Does some work and returns how many units it did."""
+
+PHOTO_PX = (500, 375)
+_SEED = 14
+_JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What was measured of one thing, a value a round."""
+
+    name: str
+    unit: str
+    values: list[float]
+
+    @property
+    def median(self) -> float:
+        """The middle value, which a disturbed round does not move."""
+        return statistics.median(self.values)
+
+
+def measure(
+    contestants: dict[str, Run],
+    *,
+    unit: str,
+    rounds: int,
+    progress: Callable[[int, int], None],
+) -> list[Measured]:
+    """Warm each contestant up, then let all run once a round.
+
+    Returns:
+        the seconds of each first call, then the units per second of each contestant.
+    """
+    steps = (rounds + 1) * len(contestants)
+    warm_up, rates = [], {name: [0.0] * rounds for name in contestants}
+    for step in range(steps):
+        number, name = divmod(step, len(contestants))[0], list(contestants)[step % len(contestants)]
+        began_s = time.perf_counter()
+        units = contestants[name]()
+        seconds = time.perf_counter() - began_s
+        if number == 0:
+            warm_up.append(Measured(name=f"first call: {name}", unit="s", values=[seconds]))
+        else:
+            rates[name][number - 1] = units / seconds
+        progress(step + 1, steps)
+    return warm_up + [Measured(name=name, unit=unit, values=rates[name]) for name in rates]
+
+
+def ratio(rows: list[Measured], over: str, under: str) -> float:
+    """Return the median over rounds of one contestant's rate to another's.
+
+    Round by round, since a machine that others use is slow for all in the same round.
+    """
+    found = {row.name: row.values for row in rows}
+    pairs = zip(found[over], found[under], strict=True)
+    return statistics.median(one / other for one, other in pairs)
+
+
+def photos(number: int) -> list[bytes]:
+    """Return drawn images as JPEG files of the usual size of ImageNet's."""
+    files = []
+    for i in range(number):
+        image, _ = draw_image(np.random.default_rng((_SEED, i)), i % len(CLASS_NAMES))
+        stream = io.BytesIO()
+        image.resize(PHOTO_PX, Image.Resampling.BICUBIC).save(stream, "JPEG", quality=_JPEG_QUALITY)
+        files.append(stream.getvalue())
+    return files
+
+
+def random_bundle(uri: str) -> Bundle:
+    """Return a bundle at `uri` whose scorer is GoogLeNet with random weights, 1,000 classes."""
+    config = TrainConfig(recipe="bench", network=NetworkConfig())
+    classes = [ImageClass(id=str(i), name=str(i)) for i in range(1000)]
+    torch.manual_seed(_SEED)
+    network = make_network(config.network, len(classes)).eval()
+    bundle = Bundle(uri=uri, config=config, classes=classes, parts={}, baselines={})
+    return save_part(bundle, SCORER, dict(network.state_dict()), metrics={})
+
+
+@contextmanager
+def scorer_contestants(bundle_uri: str) -> Iterator[dict[str, Run]]:
+    """Give five ways to 140 scores an image from its encoded bytes, slowest first.
+
+    naive: a crop after the other with Pillow, batches of one, float32, the network as trained.
+    good_practice: Pillow on all cores, one batch of 140, channels last, the best dtype.
+    exact, pyramid: the engine, as a bulk run calls it. forward_only: exact's network alone,
+    on crops that are there already.
+
+    Each has a process of its own, since threads and memory of one would slow another: naive
+    took 1.6 times as long beside an engine.
+    """
+    with ExitStack() as stack:
+        contestants: dict[str, Run] = {}
+        for name in _CONTESTANTS:
+            pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (name, bundle_uri))
+            stack.enter_context(pool)
+            contestants[name] = lambda pool=pool: pool.submit(_go).result()  # type: ignore[misc]
+        yield contestants
+
+
+_run: Run | None = None  # of a contestant's own process
+
+
+def _begin(name: str, bundle_uri: str) -> None:
+    global _run
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _run = _CONTESTANTS[name](load_bundle(bundle_uri), device)
+
+
+def _go() -> int:
+    assert _run is not None
+    return _run()
+
+
+def _naive(bundle: Bundle, device: torch.device) -> Run:
+    network = bundle.network(SCORER).to(device)
+    [data] = photos(1)
+
+    @torch.inference_mode()
+    def run() -> int:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        for box in grid.square_boxes(*image.size):
+            crop_1SS3 = _cut(image, box, bundle.preprocess.input_px)[None].to(device)
+            normal = images.normalize(crop_1SS3, bundle.preprocess, torch.float32)
+            float(network(normal.contiguous())[0, 0])
+        return 1
+
+    return run
+
+
+def _cut(image: Image.Image, box: Any, side: int) -> Tensor:
+    crop = image.resize((side, side), Image.Resampling.BILINEAR, box=tuple(box))
+    return torch.from_numpy(np.array(crop))
+
+
+def _good_practice(bundle: Bundle, device: torch.device) -> Run:
+    dtype, side = best_dtype(device), bundle.preprocess.input_px
+    network = bundle.network(SCORER).to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pool = ThreadPoolExecutor(os.cpu_count())
+    files = photos(8 if device.type == "cuda" else 1)
+
+    @torch.inference_mode()
+    def run() -> int:
+        for data in files:
+            image = Image.open(io.BytesIO(data)).convert("RGB")
+            cut = partial(_cut, image, side=side)
+            batch = torch.stack(list(pool.map(cut, grid.square_boxes(*image.size)))).to(device)
+            logits_NC = network(images.normalize(batch, bundle.preprocess, dtype))
+            logits_NC[:, 0].float().cpu()
+        return len(files)
+
+    return run
+
+
+def _engine(mode: str, num_images: int, bundle: Bundle, device: torch.device) -> Run:
+    stage = ScoreStage(bundle, LocalizeConfig(mode=mode, classes="label"))
+    files = photos(num_images * (16 if device.type == "cuda" else 1))
+    rows = [{"image_id": i, "class_index": 0} for i in range(len(files))]
+
+    def run() -> int:
+        found = stage(rows, list(files))
+        assert [row["status"] for row in found] == ["ok"] * len(files)
+        return len(files)
+
+    return run
+
+
+def _forward_only(bundle: Bundle, device: torch.device) -> Run:
+    """Return the engine's own passes over crops that are there, cut and normalized."""
+    engine = CropScorer(bundle, mode="exact", device=device).network(SCORER)
+    pixels = images.decode(photos(1)[0])
+    height, width = pixels.shape[:2]
+    num_images = 8 if device.type == "cuda" else 2
+    crops_NSS3 = images.crop(pixels, grid.square_boxes(width, height), engine.side)
+    batches = [
+        images.normalize(some.to(device), bundle.preprocess, engine.dtype)
+        for some in torch.split(crops_NSS3.repeat(num_images, 1, 1, 1), engine.batch)
+    ]
+    forward = engine.compiled(lambda batch: engine.network.features(batch).float().mean((2, 3)))
+
+    @torch.inference_mode()
+    def one_pass(batch: Tensor) -> None:
+        forward(batch)
+
+    def run() -> int:
+        engine.each(one_pass, batches)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return num_images
+
+    return run
+
+
+_CONTESTANTS: dict[str, Callable[[Bundle, torch.device], Run]] = {
+    "naive": _naive,
+    "good_practice": _good_practice,
+    "exact": partial(_engine, "exact", 4),
+    "forward_only": _forward_only,
+    "pyramid": partial(_engine, "pyramid", 8),
+}
+
+
+class _Layers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the multiply-adds and the elements read and written of each convolution and pool."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[tuple[int, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        first = out[0] if isinstance(out, tuple) else out
+        if name == "convolution":
+            weight = args[1]
+            macs = first.numel() * weight.numel() // weight.shape[0]
+            self.found.append((macs, args[0].numel() + first.numel()))
+        elif name.startswith(("max_pool2d", "mean")):
+            self.found.append((0, args[0].numel() + first.numel()))
+        return out
+
+
+def layers(network: Network, side: int) -> list[tuple[int, int]]:
+    """Return each layer's multiply-adds, and its elements in and out, for one crop.
+
+    Bias and ReLU are taken as part of their convolution, weights as resident in caches.
+    """
+    shadow = network.to("meta")
+    counted = _Layers()
+    with counted, torch.no_grad():
+        shadow(torch.empty(1, 3, side, side, device="meta"))
+    return counted.found
+
+
+def roofline(
+    found: list[tuple[int, int]], flops_per_s: float, bytes_per_s: float, item_bytes: int
+) -> float:
+    """Return the crops per second at which every layer meets one of the machine's two limits."""
+    seconds = [
+        max(2 * macs / flops_per_s, elements * item_bytes / bytes_per_s) for macs, elements in found
+    ]
+    return 1 / sum(seconds)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int) -> Measured:
+    """Measure a large matrix product, in operations per second."""
+    side = 8192 if device.type == "cuda" else 2048
+    one = torch.randn(side, side, device=device).to(dtype)
+    seconds = _timed(lambda: one @ one, device, rounds)
+    rates = [2.0 * side**3 / each for each in seconds]
+    return Measured(name="matrix product", unit="FLOP/s", values=rates)
+
+
+def copy_rate(device: torch.device, rounds: int) -> Measured:
+    """Measure a large copy within the device's memory, in bytes read and written per second."""
+    size = 2**30 if device.type == "cuda" else 2**28
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = _timed(lambda: target.copy_(source), device, rounds)
+    return Measured(name="copy", unit="B/s", values=[2.0 * size / each for each in seconds])
+
+
+def _timed(work: Callable[[], Any], device: torch.device, rounds: int) -> list[float]:
+    seconds = []
+    for _ in range(rounds + 1):
+        began_s = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began_s)
+    return seconds[1:]
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(best_dtype(device)).removeprefix("torch."),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1] for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return (names or [platform.processor() or platform.machine()])[0].strip()

@@ -1,0 +1,353 @@
+"""Networks made fast: the same numbers from fewer passes over memory.
+
+`InferenceNetwork` takes a trained network, folds and merges what can be folded and merged,
+and runs it on uint8 crops in passes whose size it finds itself. It knows nothing of
+images, grids or files. What each step brought: docs/performance.md.
+
+Shape suffixes: N crops; S their side; D channels; J cells a side.
+"""
+
+import copy
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.googlenet import BasicConv2d, Inception
+
+from cropscore_ray.config import PreprocessConfig
+from cropscore_ray.images import Crops, colour_lines, scaled
+from cropscore_ray.networks import InceptionBNBlock, Network
+
+logger = logging.getLogger(__name__)
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+
+# A core's batch on a CPU: its largest activation stays below 12 MiB. Larger ones outgrow the
+# caches, and glibc gives tensors of 32 MiB and more fresh pages every time. Measured on two
+# cores, torchvision's GoogLeNet in bf16, crops/s at 4, 7, 14, 28 a core: 195, 204, 206, 121.
+_CPU_ACTIVATION_BYTES = 12 * 2**20
+# Of the free memory; the rest is for crops, workspaces and fragmentation.
+_GPU_SHARE = 0.5
+
+
+class InferenceNetwork:
+    """A trained network on one device, ready to score."""
+
+    def __init__(
+        self,
+        network: Network,
+        preprocess: PreprocessConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        largest_batch: int,
+    ) -> None:
+        """Take a copy of the network; `largest_batch` is the most crops worth a pass."""
+        self.device, self.dtype = device, dtype
+        self.preprocess = preprocess
+        self.network = for_inference(network, device, dtype)
+        self.fc = self.network.fc
+        self._num_cores = torch.get_num_threads()
+        self._cores = one_thread_each(self._num_cores) if device.type == "cpu" else None
+        self.batch = self._find_batch(largest_batch)
+        self._forward = self.compiled(self._cells)
+        self._lines_of_side: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def side(self) -> int:
+        """Side of an ordinary crop, in pixels."""
+        return self.preprocess.input_px
+
+    def compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return a function compiled for constant shapes on a GPU, as it is on a CPU.
+
+        A GPU captures each shape as a CUDA graph. On a CPU a compiler brings 3 % and costs 10
+        to 20 seconds a shape, and a machine may not have one (docs/performance.md).
+        """
+        if self.device.type != "cuda":
+            return function
+        compiled: Callable[..., Tensor] = torch.compile(
+            function, mode="max-autotune", dynamic=False
+        )
+        return compiled
+
+    def cells(self, crops: Tensor | Crops, cells: int | None = 1) -> Tensor:
+        """Return the mean maps of J x J cells of each crop, (N, D, J, J) float32.
+
+        Args:
+            crops: uint8 (N, S, S, 3) on the network's device, or what gives them in slices.
+            cells: J; the maps' sides are its multiples. None: the maps as they are.
+        """
+        side = crops.side if isinstance(crops, Crops) else crops.shape[1]
+        while True:
+            batch = self._batch_of(side, len(crops))
+            passes = partial(self._pass, crops, cells, batch, self._lines(side))
+            starts = range(0, len(crops), batch)
+            try:
+                return torch.cat(self.each(passes, starts))
+            except RuntimeError as error:
+                self._halve(error)
+
+    def each(self, work: Callable[[Work], Result], pieces: Iterable[Work]) -> list[Result]:
+        """Return what the pieces of work give, done on all cores of a CPU, or queued on a GPU."""
+        return list(self._cores.map(work, pieces) if self._cores else map(work, pieces))
+
+    @torch.inference_mode()
+    def _pass(
+        self,
+        crops: Tensor | Crops,
+        cells: int | None,
+        batch: int,
+        lines: tuple[Tensor, Tensor],
+        start: int,
+    ) -> Tensor:
+        some_NSS3 = crops[start : start + batch].to(self.device)
+        if self.device.type != "cuda":
+            return self._forward(some_NSS3, lines, cells)
+        # A copy, since a CUDA graph writes its next results to the same place.
+        return self._forward(padded(some_NSS3, batch), lines, cells)[: len(some_NSS3)].clone()
+
+    def _cells(self, crops_NSS3: Tensor, lines: tuple[Tensor, Tensor], cells: int | None) -> Tensor:
+        maps = self.network.features(scaled(crops_NSS3, *lines, self.dtype)).float()
+        return maps if cells is None else F.avg_pool2d(maps, maps.shape[-1] // cells)
+
+    def _lines(self, side: int) -> tuple[Tensor, Tensor]:
+        """Return what normalizes crops of a side; made once, outside what is compiled."""
+        if side not in self._lines_of_side:
+            self._lines_of_side[side] = colour_lines(self.preprocess, side, self.device)
+        return self._lines_of_side[side]
+
+    def _batch_of(self, side: int, number: int) -> int:
+        """Return how many crops of this side make a pass that costs what `batch` ordinary ones do.
+
+        On a CPU a little fewer, so that all cores are done at once.
+        """
+        most = max(1, self.batch * self.side**2 // side**2)
+        if self.device.type == "cuda":
+            return most
+        rounds = math.ceil(number / (most * self._num_cores))
+        return math.ceil(number / (rounds * self._num_cores))
+
+    def _find_batch(self, largest: int) -> int:
+        """Return the largest batch that fits: on a GPU its memory, on a CPU a core's caches."""
+        most, total = activation_bytes(self.network, self.side, self.dtype)
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            fitting = int(free * _GPU_SHARE / total)
+        else:
+            fitting = _CPU_ACTIVATION_BYTES // most
+        batch = max(1, min(largest, fitting))
+        logger.info(
+            "%s: passes of %d crops, %s on %s",
+            type(self.network).__name__,
+            batch,
+            str(self.dtype).removeprefix("torch."),
+            self.device if self._cores is None else f"each of {self._num_cores} cores",
+        )
+        return batch
+
+    def _halve(self, error: RuntimeError) -> None:
+        """Go on with half the batch if memory ran out; else raise the error again."""
+        # The CPU's allocator has no exception of its own.
+        out_of_memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if not out_of_memory or self.batch == 1:
+            raise error
+        self.batch //= 2
+        logger.warning("out of memory on %s: passes of %d crops now", self.device, self.batch)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@cache
+def one_thread_each(number: int) -> ThreadPoolExecutor:
+    """Return threads in which torch computes on one core each.
+
+    Passes that run side by side, each on its own core from pixels to features, wait for one
+    another less than one pass does that is spread over all cores at every layer.
+    """
+    all_there = threading.Barrier(number)
+
+    def begin() -> None:
+        torch.set_num_threads(1)  # of this thread, and of threads to come
+        all_there.wait()
+
+    pool = ThreadPoolExecutor(number, thread_name_prefix="core", initializer=begin)
+    list(pool.map(abs, range(number)))
+    torch.set_num_threads(number)  # of others as before
+    return pool
+
+
+def padded(crops_NSS3: Tensor, batch: int) -> Tensor:
+    """Return crops with black ones behind them, so that a last batch has the usual shape."""
+    missing = batch - len(crops_NSS3)
+    return F.pad(crops_NSS3, [0, 0, 0, 0, 0, 0, 0, missing]) if missing else crops_NSS3
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the processor multiplies it natively, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    # Answers for AVX512-BF16 and AMX; emulated bf16 would be slower than float32.
+    native = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()  # type: ignore[no-untyped-call]
+    return torch.bfloat16 if native else torch.float32
+
+
+def for_inference(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
+    """Return a copy for scoring: batch norm folded, siblings merged, channels last, in `dtype`.
+
+    Exact up to rounding. The linear classifier stays in float32: it is one product a crop,
+    and its scores are the feature.
+    """
+    copied = copy.deepcopy(network).eval().requires_grad_(False)
+    for name, block in list(copied.named_modules()):
+        if isinstance(block, BasicConv2d) and isinstance(block.bn, nn.BatchNorm2d):
+            copied.set_submodule(name, ConvReLU(fuse_conv_bn_eval(block.conv, block.bn)))
+    for name, block in list(copied.named_modules()):
+        if isinstance(block, Inception):
+            copied.set_submodule(name, _merge_inception(block))
+        elif isinstance(block, InceptionBNBlock):
+            copied.set_submodule(name, _merge_inception_bn(block))
+    copied.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    copied.pool = max_pool
+    copied.fc = copy.deepcopy(network.fc).requires_grad_(False).to(device, torch.float32)
+    return copied
+
+
+def max_pool(
+    x: Tensor, side: int, stride: int, padding: int = 0, *, ceil_mode: bool = False
+) -> Tensor:
+    """Return what F.max_pool2d does, to the bit.
+
+    On a CPU it is the maxima of shifted rows, then of shifted columns: fewer comparisons, and
+    none of the 8-byte indices that torch writes beside each result.
+    """
+    if x.is_cuda:
+        return F.max_pool2d(x, side, stride, padding, ceil_mode=ceil_mode)
+    for dim in (2, 3):
+        x = _max_along(x, dim, side, stride, padding, ceil_mode)
+    return x
+
+
+def _max_along(
+    x: Tensor, dim: int, side: int, stride: int, padding: int, ceil_mode: bool
+) -> Tensor:
+    length = x.shape[dim]
+    rest = length + 2 * padding - side
+    num = (math.ceil(rest / stride) if ceil_mode else rest // stride) + 1
+    if (num - 1) * stride >= length + padding:
+        num -= 1  # a window must begin in the input or in the padding before it
+    shifted = []  # first output, and the input's every stride-th line that outputs meet there
+    for offset in range(-padding, side - padding):
+        first = max(0, math.ceil(-offset / stride))
+        last = min(num - 1, (length - 1 - offset) // stride)
+        lines: list[slice] = [slice(None)] * 4
+        lines[dim] = slice(offset + first * stride, offset + last * stride + 1, stride)
+        shifted.append((first, x[tuple(lines)]))
+    # Those that reach all outputs come first: two of them make the result without a copy.
+    shifted.sort(key=lambda one: one[1].shape[dim] < num)
+    (_, one), (_, other), *others = shifted
+    assert one.shape[dim] == num, "some line of each window lies in the input"
+    if other.shape[dim] == num:
+        out = torch.maximum(one, other)
+    else:
+        out, others = one.clone(), shifted[1:]
+    for first, piece in others:
+        part = out.narrow(dim, first, piece.shape[dim])
+        torch.maximum(part, piece, out=part)
+    return out
+
+
+class ConvReLU(nn.Module):
+    """A convolution with its ReLU; on a CPU one operation, so that the maps are written once."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        self.has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the maps."""
+        conv = self.conv
+        if x.device.type != "cpu" or not self.has_onednn:
+            return F.relu(conv(x), inplace=True)
+        # What torch.compile makes of the two on a CPU; here without a compiler.
+        maps: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, conv.weight, conv.bias, conv.padding, conv.stride, [1, 1], 1, "relu", [], ""
+        )
+        return maps
+
+
+class MergedBlock(nn.Module):
+    """An inception block whose 1x1 convolutions on the same input are one convolution.
+
+    It reads its input once, and thin branches of 16 to 48 channels, which fill no matrix
+    tile, ride along with wide ones.
+    """
+
+    def __init__(self, branches: list[list[nn.Conv2d]], pooled: nn.Conv2d | None) -> None:
+        """Merge the first convolutions of branches; `pooled` follows a 3x3 max pool."""
+        super().__init__()
+        self.first = ConvReLU(_concatenated([branch[0] for branch in branches]))
+        self.widths = [branch[0].out_channels for branch in branches]
+        self.rests = nn.ModuleList(nn.Sequential(*map(ConvReLU, rest)) for _, *rest in branches)
+        self.pooled = ConvReLU(pooled) if pooled is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the branches' maps side by side."""
+        parts = torch.split(self.first(x), self.widths, 1)
+        outputs = [rest(part) for part, rest in zip(parts, self.rests, strict=True)]
+        if self.pooled is not None:
+            outputs.append(self.pooled(max_pool(x, 3, 1, 1)))
+        return torch.cat(outputs, 1)
+
+
+def _merge_inception(block: Inception) -> MergedBlock:
+    branches: list[Any] = [[block.branch1], block.branch2, block.branch3]
+    convolutions = [[one.conv for one in branch] for branch in branches]
+    return MergedBlock(convolutions, block.branch4[1].conv)
+
+
+def _merge_inception_bn(block: InceptionBNBlock) -> MergedBlock:
+    branches = (block.b1, block.b2, block.b3, block.b4)
+    return MergedBlock([list(branch.values()) for branch in branches], None)  # type: ignore[arg-type]
+
+
+def _concatenated(convolutions: list[nn.Conv2d]) -> nn.Conv2d:
+    """Return one 1x1 convolution with the outputs of several."""
+    channels = sum(one.out_channels for one in convolutions)
+    merged = nn.Conv2d(convolutions[0].in_channels, channels, 1).requires_grad_(False)
+    merged.weight.copy_(torch.cat([one.weight for one in convolutions]))
+    biases = [one.bias for one in convolutions]
+    assert merged.bias is not None
+    merged.bias.copy_(torch.cat(biases))  # type: ignore[arg-type]
+    return merged
+
+
+def _layers(network: nn.Module) -> Iterator[nn.Module]:
+    return (one for one in network.modules() if isinstance(one, nn.Conv2d | ConvReLU | MergedBlock))
+
+
+def activation_bytes(network: Network, side: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Return the bytes of the largest activation of one crop, and of all of them together.
+
+    Counted by running the network on no data (torch's meta device).
+    """
+    sizes: list[int] = []
+
+    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        sizes.append(output.numel() * dtype.itemsize)
+
+    shadow = copy.deepcopy(network).to("meta")
+    for layer in _layers(shadow):
+        layer.register_forward_hook(count)
+    shadow.features(torch.empty(1, 3, side, side, dtype=dtype, device="meta"))
+    return max(sizes), sum(sizes)
