@@ -1,7 +1,7 @@
 """Speed as ratios: contestants measured in turn, round by round, in one run.
 
 `scorer_contestants` sets the engine against the plain way, good practice and its own bare
-networks; `roofline` says what the machine allows. It knows nothing of Ray.
+networks; roofline.py says what the machine allows. It knows nothing of Ray.
 """
 
 import io
@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
@@ -21,15 +20,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cropscore_ray import grid, images
 from cropscore_ray.bundle import SCORER, Bundle, load_bundle, save_part
 from cropscore_ray.config import LocalizeConfig, NetworkConfig, TrainConfig
 from cropscore_ray.datasets.drawn import CLASS_NAMES, draw_image
 from cropscore_ray.inference import best_dtype
-from cropscore_ray.networks import Network, make_network
+from cropscore_ray.networks import make_network
 from cropscore_ray.predict import ScoreStage
+from cropscore_ray.roofline import Measured
 from cropscore_ray.schema import ImageClass
 from cropscore_ray.scoring import CropScorer
 
@@ -39,20 +38,6 @@ Run = Callable[[], int]
 PHOTO_PX = (500, 375)
 _SEED = 14
 _JPEG_QUALITY = 92
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """What was measured of one thing, a value a round."""
-
-    name: str
-    unit: str
-    values: list[float]
-
-    @property
-    def median(self) -> float:
-        """The middle value, which a disturbed round does not move."""
-        return statistics.median(self.values)
 
 
 def measure(
@@ -234,77 +219,6 @@ _CONTESTANTS: dict[str, Callable[[Bundle, torch.device], Run]] = {
     "forward_only": _forward_only,
     "pyramid": partial(_engine, "pyramid", 8),
 }
-
-
-class _Layers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the multiply-adds and the elements read and written of each convolution and pool."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found: list[tuple[int, int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        first = out[0] if isinstance(out, tuple) else out
-        if name == "convolution":
-            weight = args[1]
-            macs = first.numel() * weight.numel() // weight.shape[0]
-            self.found.append((macs, args[0].numel() + first.numel()))
-        elif name.startswith(("max_pool2d", "mean")):
-            self.found.append((0, args[0].numel() + first.numel()))
-        return out
-
-
-def layers(network: Network, side: int) -> list[tuple[int, int]]:
-    """Return each layer's multiply-adds, and its elements in and out, for one crop.
-
-    Bias and ReLU are taken as part of their convolution, weights as resident in caches.
-    """
-    shadow = network.to("meta")
-    counted = _Layers()
-    with counted, torch.no_grad():
-        shadow(torch.empty(1, 3, side, side, device="meta"))
-    return counted.found
-
-
-def roofline(
-    found: list[tuple[int, int]], flops_per_s: float, bytes_per_s: float, item_bytes: int
-) -> float:
-    """Return the crops per second at which every layer meets one of the machine's two limits."""
-    seconds = [
-        max(2 * macs / flops_per_s, elements * item_bytes / bytes_per_s) for macs, elements in found
-    ]
-    return 1 / sum(seconds)
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int) -> Measured:
-    """Measure a large matrix product, in operations per second."""
-    side = 8192 if device.type == "cuda" else 2048
-    one = torch.randn(side, side, device=device).to(dtype)
-    seconds = _timed(lambda: one @ one, device, rounds)
-    rates = [2.0 * side**3 / each for each in seconds]
-    return Measured(name="matrix product", unit="FLOP/s", values=rates)
-
-
-def copy_rate(device: torch.device, rounds: int) -> Measured:
-    """Measure a large copy within the device's memory, in bytes read and written per second."""
-    size = 2**30 if device.type == "cuda" else 2**28
-    source = torch.zeros(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    seconds = _timed(lambda: target.copy_(source), device, rounds)
-    return Measured(name="copy", unit="B/s", values=[2.0 * size / each for each in seconds])
-
-
-def _timed(work: Callable[[], Any], device: torch.device, rounds: int) -> list[float]:
-    seconds = []
-    for _ in range(rounds + 1):
-        began_s = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began_s)
-    return seconds[1:]
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cropscore_ray import storage
-from cropscore_ray.config import PreprocessConfig, TrainConfig, from_dict, to_dict
+from cropscore_ray.config import PreprocessConfig, TrainConfig
 from cropscore_ray.errors import ConfigError, ModelError
 from cropscore_ray.grid import CELLS, NUM_SQUARES
 from cropscore_ray.networks import Network, make_network
 from cropscore_ray.schema import ImageClass
+from cropscore_ray.settings import from_dict, to_dict
 
 FORMAT = 1
 SCORER = "scorer"

@@ -83,6 +83,8 @@ class _GpuDecoder:
                 planes = decode_jpeg(files, mode=ImageReadMode.RGB, device=self.device)
                 pixels = [one.permute(1, 2, 0).contiguous() for one in planes]
             self.stream.synchronize()
+            for one in pixels:  # or its memory is given away while networks still read it
+                one.record_stream(torch.cuda.default_stream(self.device))
         except RuntimeError as error:
             # One file spoils the list; Pillow says which, and what is wrong with it.
             logger.info("%d images go to Pillow: %s", len(chosen), str(error).splitlines()[0])

@@ -25,7 +25,8 @@ from cropscore_ray.inference import InferenceNetwork, best_dtype
 
 Scores = NDArray[np.float32]
 
-_GROUP_IMAGES = {"cpu": 4, "cuda": 8}  # 8 x 140 crops fill a large GPU
+# Images that are looked at together: 8 x 140 crops fill a large GPU, as do 32 x 22.
+_GROUP_IMAGES = {"cpu": {"exact": 4, "pyramid": 4}, "cuda": {"exact": 8, "pyramid": 32}}
 _TEN = 10
 _WHOLE = ((0.0, 0.0, 1.0, 1.0),)
 
@@ -62,7 +63,7 @@ class CropScorer:
         self.dtype = dtype or best_dtype(self.device)
         self.mode = mode or bundle.config.mode
         self.preprocess = bundle.preprocess
-        self.group_images = _GROUP_IMAGES[self.device.type]
+        self.group_images = _GROUP_IMAGES[self.device.type][self.mode]
         self._bundle = bundle
         self._networks: dict[str, InferenceNetwork] = {}
 

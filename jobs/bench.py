@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from cropscore_ray import bench
-from cropscore_ray.bench import Measured
+from cropscore_ray import bench, roofline
 from cropscore_ray.bundle import SCORER, load_bundle
 from cropscore_ray.grid import NUM_SQUARES
 from cropscore_ray.inference import best_dtype
+from cropscore_ray.roofline import Measured
 
 RATIOS = (
     ("exact", "naive"),
@@ -37,10 +37,10 @@ def scorer(
         bundle.require(SCORER)
         with bench.scorer_contestants(bundle.uri) as contestants:
             rows = bench.measure(contestants, unit="images/s", rounds=rounds, progress=progress)
-        layers = bench.layers(bundle.network(SCORER), bundle.preprocess.input_px)
-    matrix = bench.matrix_rate(device, dtype, rounds)
-    copy = bench.copy_rate(device, rounds)
-    limit = bench.roofline(layers, matrix.median, copy.median, dtype.itemsize)
+        layers = roofline.layers(bundle.network(SCORER), bundle.preprocess.input_px)
+    matrix = roofline.matrix_rate(device, dtype, rounds)
+    copy = roofline.copy_rate(device, rounds)
+    limit = roofline.roofline(layers, matrix.median, copy.median, dtype.itemsize)
     ceiling = Measured(name="roofline", unit="images/s", values=[limit / NUM_SQUARES])
     ratios = {f"{over}/{under}": bench.ratio(rows, over, under) for over, under in RATIOS}
     exact = next(row for row in rows if row.name == "exact")

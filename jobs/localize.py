@@ -8,13 +8,14 @@ from typing import Any
 
 from cropscore_ray import pipeline, run_folder, storage
 from cropscore_ray.bundle import Bundle, load_bundle
-from cropscore_ray.config import LocalizeConfig, to_dict
+from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.datasets import absolute_source
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import index
 from cropscore_ray.manifest import Manifest, is_manifest, read_manifest
 from cropscore_ray.predict import STAGES
 from cropscore_ray.progress import Progress
+from cropscore_ray.settings import to_dict
 
 TABLES = {"localize": "predictions", "score": "scores"}
 

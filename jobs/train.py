@@ -17,11 +17,12 @@ from cropscore_ray.bundle import (
     save_bundle,
     save_part,
 )
-from cropscore_ray.config import LocalizeConfig, TrainConfig, to_dict
+from cropscore_ray.config import LocalizeConfig, TrainConfig
 from cropscore_ray.errors import ConfigError
 from cropscore_ray.jobs import localize, recipes
 from cropscore_ray.manifest import Manifest, write_manifest
 from cropscore_ray.progress import Progress
+from cropscore_ray.settings import to_dict
 from cropscore_ray.training import cluster
 from cropscore_ray.training.stages import (
     TrainingRun,

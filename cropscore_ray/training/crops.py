@@ -1,11 +1,10 @@
 """Training crops: which part of which image, and what the network should say of it.
 
-A sampler draws a crop for one image; `CropDataset` decodes, cuts and mirrors it. For pyramid
-mode `PyramidDataset` gives whole images, and regions of them in place of crops. What is
-drawn depends on (seed, epoch, image) alone, not on workers or order; but the level of the
-pyramid is that of a step, since a batch needs one size.
+A sampler draws a crop for one image; `CropDataset` decodes, cuts and mirrors it. What is
+drawn depends on (seed, epoch, image) alone, not on batch size, workers or order. Pyramid
+mode's dataset is in regions.py.
 
-Shape suffixes: M true boxes; S squares; R regions; J = 7 cells a side.
+Shape suffixes: M true boxes; S squares.
 """
 
 import logging
@@ -30,7 +29,6 @@ NO_OVERLAP = math.nan
 """Overlap of a crop whose target is its class."""
 
 _SMALLEST_SCALE = 0.02  # a network that knows nothing yet must still learn from squares
-_REGIONS_AN_IMAGE = 8  # one pass gives the maps; more regions of the same image cost nothing
 _ATTEMPTS = 100  # an image set with this many unreadable images in a row is no image set
 
 Box = NDArray[np.float64]
@@ -86,11 +84,12 @@ def scorer_sampler(config: ScorerConfig) -> Sampler:
 def _sample_square(rng: np.random.Generator, boxes_M4: Box) -> tuple[Box, float]:
     """Draw a square so that all overlaps, from none to full, are seen alike often."""
     overlaps = square_overlaps(boxes_M4)
-    chosen = _evenly(rng, overlaps)
+    chosen = evenly(rng, overlaps)
     return grid.unit_squares()[chosen], float(overlaps[chosen])
 
 
-def _evenly(rng: np.random.Generator, overlaps_S: NDArray[np.float64]) -> int:
+def evenly(rng: np.random.Generator, overlaps_S: NDArray[np.float64]) -> int:
+    """Draw a square's index so that all overlaps, from none to the highest, are alike often."""
     distance = np.abs(overlaps_S - rng.uniform(0.0, overlaps_S.max()))
     near = np.flatnonzero(distance <= max(0.05, distance.min()))
     return int(rng.choice(near))
@@ -160,73 +159,6 @@ class CropDataset(Dataset[dict[str, Any]]):
         pixels = images.decode(fetch.fetch_image(self.data.uris[index]))
         height, width = pixels.shape[:2]
         return rng, pixels, self.data.boxes[index] / np.array([width, height, width, height])
-
-
-class PyramidDataset(CropDataset):
-    """One whole image and some regions of it an epoch, at the level of the step."""
-
-    def __init__(
-        self,
-        data: LabelledImages,
-        config: ScorerConfig,
-        preprocess: PreprocessConfig,
-        seed: int,
-        stride: int,
-    ) -> None:
-        """Take the scorer's settings, and the pixels of the network's input to a map cell."""
-        super().__init__(data, scorer_sampler(config), preprocess, seed)
-        self.config = config
-        self.sides = [grid.CELLS * stride * level for level in grid.LEVELS]
-
-    def request(self, index: int, step: int) -> tuple[int, int]:
-        """Return an image and the level that the step works at."""
-        rng = np.random.default_rng((self.seed, self.epoch, step, 0x1E7E1))
-        return index, int(rng.choice(len(grid.LEVELS), p=self.config.level_shares))
-
-    def _sample(self, index: int, level: int = 0) -> dict[str, Any]:
-        rng, pixels, boxes_M4 = self._read(index)
-        height, width = pixels.shape[:2]
-        side = self.sides[level]
-        image_SS3 = images.crop(pixels, [[0, 0, width, height]], side)[0]
-        if rng.random() < 0.5:
-            image_SS3 = image_SS3.flip(1)
-            boxes_M4 = np.stack(
-                [1 - boxes_M4[:, 2], boxes_M4[:, 1], 1 - boxes_M4[:, 0], boxes_M4[:, 3]], 1
-            )
-        drawn = [sample_region(rng, boxes_M4, level, self.config) for _ in range(_REGIONS_AN_IMAGE)]
-        return {
-            "crop": image_SS3,
-            "regions": torch.from_numpy(grid.region_means(np.array([one for one, _ in drawn]))),
-            "class_index": torch.full((len(drawn),), int(self.data.classes[index])),
-            "overlap": torch.tensor([overlap for _, overlap in drawn]),
-        }
-
-
-def sample_region(
-    rng: np.random.Generator, boxes_M4: Box, level: int, config: ScorerConfig
-) -> tuple[NDArray[np.int64], float]:
-    """Draw a block of cells of one level: a square with its overlap, or an object's cells.
-
-    Returns:
-        rows, columns, top row and left column, and the overlap, NO_OVERLAP for an object.
-    """
-    if rng.random() >= config.grid_fraction:
-        cells_4 = covering_cells(boxes_M4[rng.integers(len(boxes_M4))])
-        if grid.level_of(cells_4[None])[0] == level:  # at another zoom it is nothing to learn
-            return cells_4, NO_OVERLAP
-    squares_S4 = grid.square_rectangles()
-    mine = np.flatnonzero(grid.level_of(squares_S4) == level)
-    overlaps = square_overlaps(boxes_M4)[mine]
-    chosen = _evenly(rng, overlaps)
-    return squares_S4[mine[chosen]], float(overlaps[chosen])
-
-
-def covering_cells(box_4: Box) -> NDArray[np.int64]:
-    """Return the smallest block of cells that holds a unit box: rows, columns, top, left."""
-    low = np.clip(np.floor(box_4[:2] * grid.CELLS + 1e-6), 0, grid.CELLS - 1)
-    high = np.clip(np.ceil(box_4[2:] * grid.CELLS - 1e-6), low + 1, grid.CELLS)
-    (columns, rows), (left, top) = high - low, low
-    return np.array([rows, columns, top, left], np.int64)
 
 
 def at_least_one_pixel(box: Box, width_px: int, height_px: int) -> Box:

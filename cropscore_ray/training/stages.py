@@ -23,10 +23,10 @@ from cropscore_ray.scoring import CropScorer
 from cropscore_ray.training.crops import (
     CropDataset,
     LabelledImages,
-    PyramidDataset,
     classifier_sampler,
     scorer_sampler,
 )
+from cropscore_ray.training.regions import PyramidDataset
 from cropscore_ray.training.regressor import ScoredImages, pad_boxes, train_localizer
 from cropscore_ray.training.sgd import NetworkTask, State, Worker, train_networks
 from cropscore_ray.weights import initial_network

@@ -16,11 +16,12 @@ from PIL import Image
 
 from cropscore_ray import storage
 from cropscore_ray.bundle import load_bundle, save_bundle
-from cropscore_ray.config import LocalizeConfig, with_settings
+from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.datasets.drawn import CLASS_NAMES, draw_image_set
 from cropscore_ray.errors import ConfigError, ModelError, RunConflictError
 from cropscore_ray.jobs import evaluate, index, localize, recipes, train
 from cropscore_ray.progress import Progress
+from cropscore_ray.settings import with_settings
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -288,3 +289,29 @@ def test_a_killed_actor_loses_no_row_and_doubles_none(flow: Flow):
     assert killed, "the run ended before an actor could be killed"
     assert record["complete"]
     assert rows(out) == rows(flow.run)
+
+
+def test_a_pyramids_model_localizes_in_its_own_mode(flow: Flow, tmp_path: Path) -> None:
+    model = str(tmp_path / "model")
+    settings = ["mode=pyramid", "classifier.num_members=1", "max_localizer_images=16"]
+    config = with_settings(recipes.smoke(), settings)
+    bundle = train.run("all", data=flow.manifest, model=model, config=config)
+    assert bundle.fingerprint != load_bundle(flow.model).fingerprint
+
+    def run(command: str, out: str, mode: str | None) -> dict:
+        return localize.run(
+            command,
+            source=flow.manifest,
+            split="val",
+            model=model,
+            out=str(tmp_path / out),
+            config=LocalizeConfig(mode=mode),
+        )
+
+    record = run("localize", "run", None)
+    assert record["config"]["mode"] == "pyramid"
+    assert record["counts"]["by_status"] == {"ok": NUM_VAL}
+    with pytest.raises(ConfigError, match="learnt boxes from scores of pyramid mode, not exact"):
+        run("localize", "other", "exact")
+    own, other = run("score", "own", "pyramid"), run("score", "scores", "exact")
+    assert own["counts"]["rows"] == other["counts"]["rows"]

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 import pytest
 from click.testing import CliRunner
 
-from cropscore_ray import bench
-from cropscore_ray.bench import Measured
+from cropscore_ray import bench, roofline
 from cropscore_ray.cli import main
 from cropscore_ray.config import NetworkConfig
 from cropscore_ray.jobs import bench as job
 from cropscore_ray.networks import make_network
+from cropscore_ray.roofline import Measured
 
 
 def test_contestants_run_in_turn_after_a_warm_up() -> None:
@@ -49,7 +49,7 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
 
 
 def test_googlenets_layers_are_the_published_ones() -> None:
-    found = bench.layers(make_network(NetworkConfig(), 1000).eval(), 224)
+    found = roofline.layers(make_network(NetworkConfig(), 1000).eval(), 224)
     macs = sum(macs for macs, _ in found) + 1024 * 1000  # the linear layer
     assert macs / 1e6 == pytest.approx(1498, abs=1)
     assert found[0] == (112 * 112 * 64 * 3 * 49, 3 * 224 * 224 + 64 * 112 * 112)
@@ -58,7 +58,7 @@ def test_googlenets_layers_are_the_published_ones() -> None:
 def test_the_roofline_takes_the_slower_of_arithmetic_and_memory() -> None:
     arithmetic = (1000, 10)  # 2 s at 1,000 operations/s; 0.2 s at 100 bytes/s
     memory = (100, 200)  # 0.2 s; 4 s
-    assert bench.roofline([arithmetic, memory], 1000, 100, item_bytes=2) == pytest.approx(1 / 6)
+    assert roofline.roofline([arithmetic, memory], 1000, 100, item_bytes=2) == pytest.approx(1 / 6)
 
 
 def test_photos_are_jpeg_files_and_the_same_every_time() -> None:
@@ -77,7 +77,7 @@ def test_the_command_prints_the_contracts_json(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(bench, "scorer_contestants", tiny)
     for name in ("matrix_rate", "copy_rate"):
         rate = Measured(name=name, unit="1/s", values=[1e12])
-        monkeypatch.setattr(bench, name, lambda *_, rate=rate: rate)
+        monkeypatch.setattr(roofline, name, lambda *_, rate=rate: rate)
     result = CliRunner().invoke(main, ["bench", "scorer", "--rounds", "2", "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

@@ -14,12 +14,10 @@ from cropscore_ray.config import (
     PreprocessConfig,
     ScorerConfig,
     TrainConfig,
-    from_dict,
-    to_dict,
-    with_settings,
 )
 from cropscore_ray.errors import ConfigError
 from cropscore_ray.jobs import recipes
+from cropscore_ray.settings import from_dict, to_dict, with_settings
 
 PLAIN = TrainConfig(recipe="test")
 

@@ -8,15 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from cropscore_ray.config import NetworkConfig, PreprocessConfig
+from cropscore_ray.fused import MergedBlock, for_inference, max_pool
 from cropscore_ray.images import normalize
-from cropscore_ray.inference import (
-    InferenceNetwork,
-    MergedBlock,
-    activation_bytes,
-    for_inference,
-    max_pool,
-    padded,
-)
+from cropscore_ray.inference import InferenceNetwork, activation_bytes, padded
 from cropscore_ray.networks import Network, make_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -200,7 +194,7 @@ def test_a_gpus_compiler_sees_one_graph(
     small: InferenceNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What a GPU runs in place of the CPU's own pooling.
-    monkeypatch.setattr("cropscore_ray.inference.max_pool", nn.functional.max_pool2d)
+    monkeypatch.setattr("cropscore_ray.fused.max_pool", nn.functional.max_pool2d)
     small.network.pool = nn.functional.max_pool2d
     compiled = torch.compile(small._cells, backend="aot_eager", fullgraph=True, dynamic=False)
     crops = random_crops(2)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import googlenet
 
-from cropscore_ray.config import NetworkConfig, TrainConfig, with_settings
+from cropscore_ray.config import NetworkConfig, TrainConfig
 from cropscore_ray.images import crop, decode
 from cropscore_ray.inference import InferenceNetwork, best_dtype
 from cropscore_ray.networks import make_network
+from cropscore_ray.settings import with_settings
 from cropscore_ray.weights import adapt_config, initial_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,6 +1,7 @@
 """From bytes to rows: each image has its rows, whatever its bytes and its neighbours."""
 
 import io
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -229,3 +230,26 @@ def test_scores_by_label_need_no_classifier(bundle: Bundle) -> None:
     stage = ScoreStage(scorer_alone, LocalizeConfig(classes="label"))
     [row] = run_stage(stage, [drawn(1)])
     assert (row["class_rank"], row["class_index"], row["status"]) == (0, 1, "ok")
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM now (Linux)."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("mode", ["exact", "pyramid"])
+def test_memory_is_flat_over_ten_thousand_images(bundle: Bundle, mode: str) -> None:
+    stage = LocalizeStage(bundle, LocalizeConfig(mode=mode))
+    number = 10_000
+    some = [drawn(i) for i in range(16)]
+    rows = [manifest_row(i) for i in range(number)]
+    used = []
+    for i, image in enumerate(stage.by_image(rows, [some[i % 16] for i in range(number)])):
+        assert image[0]["status"] == "ok"
+        if i in (999, number - 1):
+            used.append(resident_bytes())
+    print(f"{mode}: {used[0] / 2**20:.0f} MiB after 1,000 images, {used[1] / 2**20:.0f} at the end")
+    assert used[1] - used[0] < 32 * 2**20

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from cropscore_ray import grid, images
 from cropscore_ray.bundle import SCORER, Bundle, classifier_part, save_part
-from cropscore_ray.config import PreprocessConfig, TrainConfig, with_settings
+from cropscore_ray.config import PreprocessConfig, TrainConfig
 from cropscore_ray.datasets.drawn import draw_image
 from cropscore_ray.jobs import recipes
 from cropscore_ray.networks import Network, make_network
 from cropscore_ray.schema import ImageClass
 from cropscore_ray.scoring import CropScorer, Scores
+from cropscore_ray.settings import with_settings
 from cropscore_ray.weights import adapt_config, initial_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")

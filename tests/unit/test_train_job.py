@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from cropscore_ray.bundle import Bundle, save_bundle
-from cropscore_ray.config import with_settings
 from cropscore_ray.errors import ConfigError
 from cropscore_ray.jobs import recipes, train
 from cropscore_ray.manifest import Manifest
 from cropscore_ray.schema import MANIFEST, ImageClass
+from cropscore_ray.settings import with_settings
 
 CLASSES = [ImageClass(id="a", name="a"), ImageClass(id="b", name="b")]
 IMAGES = Manifest(table=MANIFEST.empty_table(), classes=CLASSES)

@@ -18,17 +18,15 @@ from cropscore_ray.training.crops import (
     Calibration,
     CropDataset,
     LabelledImages,
-    PyramidDataset,
     at_least_one_pixel,
     classifier_sampler,
-    covering_cells,
     crop_loss,
     epoch_order,
     fit_calibration,
-    sample_region,
     scorer_sampler,
     square_overlaps,
 )
+from cropscore_ray.training.regions import PyramidDataset, covering_cells, sample_region
 
 PREPROCESS = PreprocessConfig(input_px=32, frame_px=36)
 NO_BOXES = np.zeros((0, 4))

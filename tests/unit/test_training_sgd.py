@@ -26,11 +26,11 @@ from cropscore_ray.training import sgd
 from cropscore_ray.training.crops import (
     CropDataset,
     LabelledImages,
-    PyramidDataset,
     Sampler,
     classifier_sampler,
     scorer_sampler,
 )
+from cropscore_ray.training.regions import PyramidDataset
 from cropscore_ray.training.sgd import NetworkTask, State, Worker, train_networks
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,0 +1,94 @@
+"""Training regions for pyramid mode: whole images, and parts of them in place of crops.
+
+What is drawn depends on (seed, epoch, image) alone, as in crops.py, but for the level of the
+pyramid, which is that of a step, since a batch needs one size.
+
+Shape suffixes: M true boxes; S squares; R regions; J = 7 cells a side.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cropscore_ray import grid, images
+from cropscore_ray.config import PreprocessConfig, ScorerConfig
+from cropscore_ray.training.crops import (
+    NO_OVERLAP,
+    Box,
+    CropDataset,
+    LabelledImages,
+    evenly,
+    scorer_sampler,
+    square_overlaps,
+)
+
+_REGIONS_AN_IMAGE = 8  # one pass gives the maps; more regions of the same image cost nothing
+
+
+class PyramidDataset(CropDataset):
+    """One whole image and some regions of it an epoch, at the level of the step."""
+
+    def __init__(
+        self,
+        data: LabelledImages,
+        config: ScorerConfig,
+        preprocess: PreprocessConfig,
+        seed: int,
+        stride: int,
+    ) -> None:
+        """Take the scorer's settings, and the pixels of the network's input to a map cell."""
+        super().__init__(data, scorer_sampler(config), preprocess, seed)
+        self.config = config
+        self.sides = [grid.CELLS * stride * level for level in grid.LEVELS]
+
+    def request(self, index: int, step: int) -> tuple[int, int]:
+        """Return an image and the level that the step works at."""
+        rng = np.random.default_rng((self.seed, self.epoch, step, 0x1E7E1))
+        return index, int(rng.choice(len(grid.LEVELS), p=self.config.level_shares))
+
+    def _sample(self, index: int, level: int = 0) -> dict[str, Any]:
+        rng, pixels, boxes_M4 = self._read(index)
+        height, width = pixels.shape[:2]
+        side = self.sides[level]
+        image_SS3 = images.crop(pixels, [[0, 0, width, height]], side)[0]
+        if rng.random() < 0.5:
+            image_SS3 = image_SS3.flip(1)
+            boxes_M4 = np.stack(
+                [1 - boxes_M4[:, 2], boxes_M4[:, 1], 1 - boxes_M4[:, 0], boxes_M4[:, 3]], 1
+            )
+        drawn = [sample_region(rng, boxes_M4, level, self.config) for _ in range(_REGIONS_AN_IMAGE)]
+        return {
+            "crop": image_SS3,
+            "regions": torch.from_numpy(grid.region_means(np.array([one for one, _ in drawn]))),
+            "class_index": torch.full((len(drawn),), int(self.data.classes[index])),
+            "overlap": torch.tensor([overlap for _, overlap in drawn]),
+        }
+
+
+def sample_region(
+    rng: np.random.Generator, boxes_M4: Box, level: int, config: ScorerConfig
+) -> tuple[NDArray[np.int64], float]:
+    """Draw a block of cells of one level: a square with its overlap, or an object's cells.
+
+    Returns:
+        rows, columns, top row and left column, and the overlap, NO_OVERLAP for an object.
+    """
+    if rng.random() >= config.grid_fraction:
+        cells_4 = covering_cells(boxes_M4[rng.integers(len(boxes_M4))])
+        if grid.level_of(cells_4[None])[0] == level:  # at another zoom it is nothing to learn
+            return cells_4, NO_OVERLAP
+    squares_S4 = grid.square_rectangles()
+    mine = np.flatnonzero(grid.level_of(squares_S4) == level)
+    overlaps = square_overlaps(boxes_M4)[mine]
+    chosen = evenly(rng, overlaps)
+    return squares_S4[mine[chosen]], float(overlaps[chosen])
+
+
+def covering_cells(box_4: Box) -> NDArray[np.int64]:
+    """Return the smallest block of cells that holds a unit box: rows, columns, top, left."""
+    low = np.clip(np.floor(box_4[:2] * grid.CELLS + 1e-6), 0, grid.CELLS - 1)
+    high = np.clip(np.ceil(box_4[2:] * grid.CELLS - 1e-6), low + 1, grid.CELLS)
+    (columns, rows), (left, top) = high - low, low
+    return np.array([rows, columns, top, left], np.int64)
