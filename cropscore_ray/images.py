@@ -118,13 +118,18 @@ class Crops:
 
     images: list[Pixels | Tensor]
     boxes: list[NDArray[np.float64]]
-    """Of each image, (n, 4)."""
+    """Of each image, (n, 4); as many of each."""
     side: int
     with_mirrors: bool = False
     """Whether each image's crops are followed by their mirror images."""
 
+    @property
+    def per_image(self) -> int:
+        """How many crops each image has."""
+        return len(self.boxes[0]) * (1 + self.with_mirrors)
+
     def __len__(self) -> int:
-        return sum(map(len, self.boxes)) * (1 + self.with_mirrors)
+        return len(self.images) * self.per_image
 
     def __getitem__(self, some: slice) -> Tensor:
         """Return a run of the crops, uint8 (N, side, side, 3), where the images lie."""

@@ -88,11 +88,9 @@ class InferenceNetwork:
         """
         side = crops.side if isinstance(crops, Crops) else crops.shape[1]
         while True:
-            batch = self._batch_of(side, len(crops))
-            passes = partial(self._pass, crops, cells, batch, self._lines(side))
-            starts = range(0, len(crops), batch)
+            run = partial(self._pass, crops, cells, self._lines(side))
             try:
-                return torch.cat(self.each(passes, starts))
+                return torch.cat(self.each(run, self._passes(crops, side)))
             except RuntimeError as error:
                 self._halve(error)
 
@@ -105,13 +103,13 @@ class InferenceNetwork:
         self,
         crops: Tensor | Crops,
         cells: int | None,
-        batch: int,
         lines: tuple[Tensor, Tensor],
-        start: int,
+        some: slice,
     ) -> Tensor:
-        some_NSS3 = crops[start : start + batch].to(self.device)
+        some_NSS3 = crops[some].to(self.device)
         if self.device.type != "cuda":
             return self._forward(some_NSS3, lines, cells)
+        batch = some.stop - some.start
         # A copy, since a CUDA graph writes its next results to the same place.
         return self._forward(padded(some_NSS3, batch), lines, cells)[: len(some_NSS3)].clone()
 
@@ -125,18 +123,27 @@ class InferenceNetwork:
             self._lines_of_side[side] = colour_lines(self.preprocess, side, self.device)
         return self._lines_of_side[side]
 
-    def _batch_of(self, side: int, number: int) -> int:
-        """Return how many crops of this side make a pass that costs what `batch` ordinary ones do.
+    def _passes(self, crops: Tensor | Crops, side: int) -> list[slice]:
+        """Return which crops go through the network together.
 
-        On a CPU a little fewer, so that all cores are done at once.
+        At most as many as cost what `batch` ordinary ones do. On a CPU no pass holds crops of
+        two images, so that an image's scores are the same bits whatever its neighbours; and
+        passes are a little smaller where that lets all cores be done at once.
         """
         most = max(1, self.batch * self.side**2 // side**2)
         if self.device.type == "cuda":
             # The largest group that came is the constant shape; smaller ones are padded to it.
-            self._largest_of_side[side] = max(number, self._largest_of_side.get(side, 0))
-            return min(most, self._largest_of_side[side])
-        rounds = math.ceil(number / (most * self._num_cores))
-        return math.ceil(number / (rounds * self._num_cores))
+            self._largest_of_side[side] = max(len(crops), self._largest_of_side.get(side, 0))
+            batch = min(most, self._largest_of_side[side])
+            return [slice(at, at + batch) for at in range(0, len(crops), batch)]
+        of_image = crops.per_image if isinstance(crops, Crops) else len(crops)
+        rounds = math.ceil(of_image / (most * self._num_cores))
+        batch = math.ceil(of_image / (rounds * self._num_cores))
+        return [
+            slice(at, min(at + batch, first + of_image))
+            for first in range(0, len(crops), of_image)
+            for at in range(first, first + of_image, batch)
+        ]
 
     def _find_batch(self, largest: int) -> int:
         """Return the largest batch that fits: on a GPU its memory, on a CPU a core's caches."""

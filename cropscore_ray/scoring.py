@@ -5,8 +5,11 @@ Exact mode scores 140 separate crops of an image; pyramid mode takes the means o
 squares from three maps of the whole image. It does not read files and knows neither tables
 nor Ray.
 
-Shape suffixes: G images; N crops; S squares or other regions; K classes asked for; C all
-classes; D channels; L levels; J = 7 cells a side; h, w a map's sides.
+On a CPU an image's numbers are the same bits whatever its group: products are an image's
+own, since a library may add up in another order for another size.
+
+Shape suffixes: G images; N crops; T ten crops; S squares or other regions; K classes asked
+for; C all classes; D channels; L levels; J = 7 cells a side; h, w a map's sides.
 """
 # ruff: noqa: N815 (fields that are arrays carry their shape suffix)
 
@@ -26,7 +29,8 @@ from cropscore_ray.inference import InferenceNetwork, best_dtype
 Scores = NDArray[np.float32]
 
 # Images that are looked at together: 8 x 140 crops fill a large GPU, as do 32 x 22.
-_GROUP_IMAGES = {"cpu": {"exact": 4, "pyramid": 4}, "cuda": {"exact": 8, "pyramid": 32}}
+_GPU_GROUP = {"exact": 8, "pyramid": 32}
+_CPU_GROUP = 4
 _TEN = 10
 _WHOLE = ((0.0, 0.0, 1.0, 1.0),)
 
@@ -63,7 +67,12 @@ class CropScorer:
         self.dtype = dtype or best_dtype(self.device)
         self.mode = mode or bundle.config.mode
         self.preprocess = bundle.preprocess
-        self.group_images = _GROUP_IMAGES[self.device.type][self.mode]
+        # In pyramid mode an image is one pass a level, and each core of a CPU wants one.
+        self.group_images = (
+            _GPU_GROUP[self.mode]
+            if self.device.type == "cuda"
+            else max(_CPU_GROUP, torch.get_num_threads())
+        )
         self._bundle = bundle
         self._networks: dict[str, InferenceNetwork] = {}
 
@@ -159,14 +168,21 @@ class CropScorer:
             levels.append(network.cells(self._crops(images_G, _WHOLE, side), grid.CELLS))
         cells_GLDJJ = torch.stack(levels, 1)
         shares_SLJJ = torch.from_numpy(grid.pyramid_means(rectangles_S4)).to(self.device)
-        return torch.einsum("slij,gldij->gsd", shares_SLJJ, cells_GLDJJ)
+        return torch.stack(
+            [torch.einsum("slij,ldij->sd", shares_SLJJ, cells_LDJJ) for cells_LDJJ in cells_GLDJJ]
+        )
 
     @torch.inference_mode()
     def score(self, embedding_GSD: Tensor, classes_GK: Tensor) -> Tensor:
         """Return logits of the classes asked for, (G, K, S): only their rows are computed."""
         fc = self.network(SCORER).fc
-        weights_GKD, biases_GK = fc.weight[classes_GK], fc.bias[classes_GK]
-        return torch.einsum("gkd,gsd->gks", weights_GKD, embedding_GSD) + biases_GK[..., None]
+        pairs = zip(embedding_GSD, classes_GK, strict=True)
+        return torch.stack(
+            [
+                fc.weight[classes_K] @ embedding_SD.T + fc.bias[classes_K, None]
+                for embedding_SD, classes_K in pairs
+            ]
+        )
 
     def score_squares(self, data: bytes, class_index: int) -> Scores:
         """Return the 140 logits of one class for an encoded image; ImageError if unreadable."""
@@ -189,8 +205,9 @@ class CropScorer:
         members = []
         for member in range(self._bundle.num_members):
             network = self.network(classifier_part(member))
-            logits_NC = network.fc(network.cells(ten).flatten(1))
-            members.append(logits_NC.softmax(1).view(len(images_G), _TEN, -1).mean(1))
+            embedding_GTD = network.cells(ten).view(len(images_G), _TEN, -1)
+            logits_GTC = torch.stack([network.fc(one_TD) for one_TD in embedding_GTD])
+            members.append(logits_GTC.softmax(2).mean(1))
         return torch.stack(members).mean(0)
 
     @torch.inference_mode()
@@ -202,7 +219,8 @@ class CropScorer:
         network = self.network(classifier_part(0))
         crops = self._crops(images_G, _WHOLE, self.preprocess.input_px)
         maps_GDhw = network.cells(crops, None)
-        return torch.einsum("gkd,gdhw->gkhw", network.fc.weight[classes_GK], maps_GDhw)
+        pairs = zip(network.fc.weight[classes_GK], maps_GDhw, strict=True)
+        return torch.stack([torch.einsum("kd,dhw->khw", *pair) for pair in pairs])
 
 
 def _nothing_to_wait_for() -> None:

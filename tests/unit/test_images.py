@@ -184,13 +184,13 @@ def test_ten_crop_boxes_of_an_equal_frame_are_the_whole_image() -> None:
 
 def test_crops_of_several_images_are_cut_slice_by_slice() -> None:
     other = SHARP[:40, :50]
-    boxes = [np.array([[0, 0, 83, 61], [5.5, 7, 20, 9]]), np.array([[1.0, 2, 30, 40]])]
+    boxes = [np.array([[5.5, 7, 20, 9]]), np.array([[1.0, 2, 30, 40]])]
     crops = Crops(images=[SHARP, other], boxes=boxes, side=16, with_mirrors=True)
     first, second = crop(SHARP, boxes[0], 16), crop(other, boxes[1], 16)
     expected = torch.cat([first, first.flip(2), second, second.flip(2)])
-    assert len(crops) == 6
-    for start in range(6):
-        for stop in range(start + 1, 8):
+    assert len(crops) == 4
+    for start in range(4):
+        for stop in range(start + 1, 6):
             assert torch.equal(crops[start:stop], expected[start:stop])
 
 

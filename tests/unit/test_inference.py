@@ -3,13 +3,14 @@
 import logging
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cropscore_ray.config import NetworkConfig, PreprocessConfig
 from cropscore_ray.fused import MergedBlock, for_inference, max_pool
-from cropscore_ray.images import normalize
+from cropscore_ray.images import Crops, normalize
 from cropscore_ray.inference import InferenceNetwork, activation_bytes, padded
 from cropscore_ray.networks import Network, make_network
 
@@ -228,3 +229,18 @@ def test_max_pool_is_torchs_to_the_bit(
     x = torch.randn(2, 5, *size, generator=torch.Generator().manual_seed(2)).to(dtype)
     expected = nn.functional.max_pool2d(x, side, stride, padding, ceil_mode=ceil_mode)
     assert torch.equal(max_pool(x, side, stride, padding, ceil_mode=ceil_mode), expected)
+
+
+def test_an_images_cells_are_the_same_bits_whatever_its_neighbours(
+    small: InferenceNetwork,
+) -> None:
+    generator = np.random.default_rng(3)
+    some = [generator.integers(0, 256, (40, 50, 3), np.uint8) for _ in range(3)]
+    boxes = np.array([[i, i, 30 + i, 20 + i] for i in range(13)], float)  # more than a pass holds
+
+    def cells(images: list[np.ndarray]) -> Tensor:
+        return small.cells(Crops(images=list(images), boxes=[boxes] * len(images), side=56))
+
+    together = cells(some).view(3, 13, -1)
+    for one, found in zip(some, together, strict=True):
+        assert torch.equal(cells([one]).flatten(1), found)

@@ -165,6 +165,26 @@ def test_a_look_is_each_images_own(bundle: Bundle, mode: str) -> None:
             assert relative(look.scores_GKS[g, k].numpy(), expected) < 1e-3
 
 
+@pytest.mark.parametrize("mode", ["exact", "pyramid"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_images_numbers_are_the_same_bits_whatever_its_group(
+    bundle: Bundle, mode: str, dtype: torch.dtype
+) -> None:
+    scorer = CropScorer(bundle, mode=mode, dtype=dtype)
+    pixels = [drawn(i) for i in range(5)]
+
+    def look(some: list[images.Pixels]) -> list[Tensor]:
+        seen = scorer.look(some, [2] * len(some), top_k=3, with_maps=True)
+        assert seen.probabilities_GK is not None
+        assert seen.maps_GKhw is not None
+        return [seen.classes_GK, seen.probabilities_GK, seen.scores_GKS, seen.maps_GKhw]
+
+    together = look(pixels)
+    for g, one in enumerate(pixels):
+        for all_G, alone_1 in zip(together, look([one]), strict=True):
+            assert torch.equal(all_G[g], alone_1[0])
+
+
 def test_a_look_scores_only_what_is_asked_for(exact: CropScorer) -> None:
     given = exact.look([drawn(0)], [1])
     assert given.classes_GK.tolist() == [[1]]
