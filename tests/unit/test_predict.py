@@ -244,10 +244,10 @@ def resident_bytes() -> int:
 def test_memory_is_flat_over_ten_thousand_images(bundle: Bundle, mode: str) -> None:
     stage = LocalizeStage(bundle, LocalizeConfig(mode=mode))
     number = 10_000
-    some = [drawn(i) for i in range(16)]
+    some = [drawn(i) for i in range(8)]
     rows = [manifest_row(i) for i in range(number)]
     used = []
-    for i, image in enumerate(stage.by_image(rows, [some[i % 16] for i in range(number)])):
+    for i, image in enumerate(stage.by_image(rows, [some[i % 8] for i in range(number)])):
         assert image[0]["status"] == "ok"
         if i in (999, number - 1):
             used.append(resident_bytes())
