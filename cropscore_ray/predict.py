@@ -71,7 +71,7 @@ class ScoreStage:
         seen: list[_Seen] = []
         for row, pixels in zip(rows, decoded, strict=True):
             failure = self._failure(row, pixels)
-            if isinstance(failure, ImageError) or isinstance(pixels, ImageError):
+            if failure is not None or isinstance(pixels, ImageError):
                 seen.append(_Seen(row=row, failure=failure))
                 continue
             height, width = pixels.shape[:2]
