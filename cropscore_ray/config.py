@@ -65,14 +65,21 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SgdConfig:
-    """One stochastic training: momentum 0.9, a cosine rate, decay on all weights."""
+    """One stochastic training: SGD with momentum 0.9 and decay on all weights."""
 
     epochs: int = 8
     """Passes over the training images; 0 takes the initial weights as they are."""
     batch_size: int = 64
-    """Crops a step, over all workers together."""
+    """Images a step, over all workers together."""
+    pass_size: int | None = None
+    """Images that a worker takes at once; it adds up the gradients of as many passes as its
+    share of a step needs. None: its whole share in one pass."""
     learning_rate: float = 0.01
-    """Peak rate of the cosine schedule (5 % linear warm-up)."""
+    """Peak rate, after 5 % linear warm-up."""
+    schedule: str = "cosine"
+    """cosine: half a cosine down to 0; step: 4 % less every 8 epochs (the GoogLeNet paper)."""
+    ema_decay: float = 0.0
+    """Keep the moving average of the weights with this decay a step; 0: the last weights."""
     weight_decay: float = 1e-4
     """L2 decay of weights."""
     label_smoothing: float = 0.1
@@ -82,8 +89,13 @@ class SgdConfig:
         """Raise ConfigError if a field breaks its rule; `name` is the dotted prefix."""
         _require(self.epochs >= 0, f"{name}.epochs", self.epochs, "0 or more")
         _require(self.batch_size >= 1, f"{name}.batch_size", self.batch_size, "1 or more")
+        passes = self.pass_size is None or self.pass_size >= 1
+        _require(passes, f"{name}.pass_size", self.pass_size, "1 or more, or null")
         _require(self.learning_rate > 0, f"{name}.learning_rate", self.learning_rate, "above 0")
         _require(self.weight_decay >= 0, f"{name}.weight_decay", self.weight_decay, "0 or more")
+        known = ("cosine", "step")
+        _require(self.schedule in known, f"{name}.schedule", self.schedule, "cosine or step")
+        _require(0 <= self.ema_decay < 1, f"{name}.ema_decay", self.ema_decay, "from 0 to below 1")
         _require(
             0 <= self.label_smoothing < 1,
             f"{name}.label_smoothing",
@@ -102,9 +114,16 @@ class ClassifierConfig(SgdConfig):
     """Networks, trained one after the other with different seeds."""
     min_area_fraction: float = 0.08
     """Smallest part of the image that a training crop covers (GoogLeNet paper: 0.08)."""
+    photometric: float = 0.0
+    """Largest change of brightness, contrast and saturation, as a share; 0: none."""
+    aux_weight: float = 0.0
+    """Weight of each auxiliary head's loss while training (GoogLeNet paper: 0.3); 0: no heads."""
 
     def __post_init__(self) -> None:
         self.check("classifier")
+        for name in ("photometric", "aux_weight"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"classifier.{name}", value, "from 0 to 1")
         _require(
             1 <= self.num_members <= 9, "classifier.num_members", self.num_members, "from 1 to 9"
         )
@@ -229,6 +248,10 @@ class TrainConfig:
     """Of weights, crops and splits."""
     num_workers: int = 1
     """Ray Train workers."""
+    min_workers: int | None = None
+    """The fewest workers to go on with while nodes are missing; None: num_workers."""
+    checkpoint_steps: int = 200
+    """Steps from one checkpoint to the next, besides those at the ends of epochs; 0: none."""
     use_gpu: bool | None = None
     """None: a GPU a worker where the cluster has one."""
     localizer_fraction: float = 0.5
@@ -248,6 +271,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(self.mode in MODES, "mode", self.mode, "one of " + ", ".join(MODES))
         _require(self.num_workers >= 1, "num_workers", self.num_workers, "1 or more")
+        _require(
+            self.min_workers is None or 1 <= self.min_workers <= self.num_workers,
+            "min_workers",
+            self.min_workers,
+            f"from 1 to num_workers ({self.num_workers}), or null",
+        )
+        _require(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
         _require(
             0 < self.localizer_fraction < 1,
             "localizer_fraction",

@@ -54,6 +54,8 @@ class Network(nn.Module):
     dropout_fraction: float = 0.0
     stride: int
     """Pixels of the input to one cell of the maps."""
+    aux_blocks: tuple[str, ...] = ()
+    """Blocks that carry an auxiliary head while training from scratch."""
 
     pool: Callable[..., Tensor] = staticmethod(F.max_pool2d)
     """Max pooling; inference.py has one that is faster without gradients."""
@@ -93,6 +95,7 @@ class GoogLeNet(Network):
 
     dropout_fraction = 0.2
     stride = 32
+    aux_blocks = ("inception4a", "inception4d")
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -122,6 +125,7 @@ class SmallGoogLeNet(Network):
     """Five of GoogLeNet's blocks, narrowed, behind a stem of stride 4, for 64-pixel crops."""
 
     stride = 8
+    aux_blocks = ("inception4a",)
 
     def __init__(self, num_classes: int, width: float) -> None:
         super().__init__()

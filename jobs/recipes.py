@@ -18,7 +18,9 @@ def poster() -> TrainConfig:
     """Return the poster's method on ILSVRC: three GoogLeNets, object crops, Euclidean loss."""
     return TrainConfig(
         recipe="poster",
-        classifier=ClassifierConfig(epochs=90, batch_size=256, learning_rate=0.1),
+        classifier=ClassifierConfig(
+            epochs=90, batch_size=256, learning_rate=0.1, photometric=0.4, aux_weight=0.3
+        ),
         scorer=ScorerConfig(epochs=8, batch_size=256, learning_rate=0.01, grid_fraction=0.0),
         localizer=LocalizerConfig(loss="l2"),
     )
@@ -49,6 +51,30 @@ def pyramid() -> TrainConfig:
     )
 
 
+def tiny_imagenet() -> TrainConfig:
+    """Return all three networks from scratch on 64-pixel photographs, with class-wise boxes."""
+    return TrainConfig(
+        recipe="tiny-imagenet",
+        preprocess=PreprocessConfig(input_px=64, frame_px=72),
+        network=NetworkConfig(architecture="googlenet-small", width=0.25),
+        classifier=ClassifierConfig(
+            epochs=20,
+            batch_size=64,
+            learning_rate=0.1,
+            weight_decay=5e-4,
+            min_area_fraction=0.25,
+            photometric=0.3,
+            aux_weight=0.3,
+            ema_decay=0.999,
+        ),
+        scorer=ScorerConfig(
+            epochs=10, batch_size=64, learning_rate=0.03, grid_fraction=0.7, ema_decay=0.999
+        ),
+        localizer=LocalizerConfig(loss="l1"),
+        localizer_fraction=0.5,
+    )
+
+
 def demo() -> TrainConfig:
     """Return a small network on 64-pixel crops: minutes on two CPU cores, from scratch."""
     return TrainConfig(
@@ -68,7 +94,15 @@ def smoke() -> TrainConfig:
         recipe="smoke",
         preprocess=PreprocessConfig(input_px=32, frame_px=36),
         network=NetworkConfig(architecture="googlenet-small", width=0.125),
-        classifier=ClassifierConfig(epochs=1, num_members=2, batch_size=16),
+        classifier=ClassifierConfig(
+            epochs=1,
+            num_members=2,
+            batch_size=16,
+            pass_size=8,
+            ema_decay=0.9,
+            photometric=0.2,
+            aux_weight=0.3,
+        ),
         scorer=ScorerConfig(epochs=1, batch_size=16),
         localizer=LocalizerConfig(
             hidden=(32,), epochs=5, classwise_epochs=3, classwise_min_images=3
@@ -80,6 +114,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "poster": poster,
     "overlap": overlap,
     "pyramid": pyramid,
+    "tiny-imagenet": tiny_imagenet,
     "demo": demo,
     "smoke": smoke,
 }

@@ -224,9 +224,11 @@ def _fit(
         name=f"{stage}-{fingerprint}",
         storage_uri=_folder(run, stage),
         num_workers=num_workers or run.config.num_workers,
+        min_workers=num_workers or run.config.min_workers,
         use_gpu=run.config.use_gpu,
-        progress=lambda name, done, total, loss: shown.update(
-            f"train {name}", done, total, f"loss {loss:.3f}"
+        checkpoint_steps=run.config.checkpoint_steps,
+        progress=lambda name, done, total, detail: shown.update(
+            f"train {name}", done, total, detail
         ),
     )
 

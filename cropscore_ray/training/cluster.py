@@ -15,20 +15,26 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointUploadMode,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+)
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from ray.util.queue import Queue
 
 from cropscore_ray import runtime, storage
 from cropscore_ray.errors import CropscoreError
-from cropscore_ray.networks import Network
 from cropscore_ray.training.sgd import State, Worker
 
-Progress = Callable[[str, int, int, float], None]
+Progress = Callable[[str, int, int, str], None]
 Training = Callable[[Worker], Any]
 
 _STATE_FILE = "state.pt"
-_MAX_FAILURES = 3
+_MAX_FAILURES = 3  # from one checkpoint to the next
 _PROGRESS_S = 0.3
 # glibc hands the pages of every large tensor back, and touching fresh ones is slow. Measured on
 # two cores, fine-tuning Inception-BN with 32 crops a step: 24 crops/s, with these 42.
@@ -45,49 +51,68 @@ def fit(
     name: str,
     storage_uri: str,
     num_workers: int,
+    min_workers: int | None = None,
     use_gpu: bool | None,
+    checkpoint_steps: int = 0,
     progress: Progress | None = None,
 ) -> Any:
     """Run a training on Ray Train workers and return rank 0's result.
+
+    A lost worker or node costs the steps since the last checkpoint. The training gives up when
+    it fails four times without a new one.
 
     Args:
         training: called in every worker; must be picklable.
         name: of the training; the same name and storage go on from the last checkpoint.
         storage_uri: a folder that all nodes can write.
         num_workers: processes.
+        min_workers: the fewest to go on with while nodes are missing; None: num_workers.
         use_gpu: one GPU each; None: if the cluster has that many.
+        checkpoint_steps: steps between checkpoints besides those at the ends of epochs.
         progress: called in this process as steps are taken.
 
     Raises:
-        CropscoreError: a worker failed more than three times.
+        CropscoreError: it failed four times without a new checkpoint.
         ConfigError: this machine is too small for so many workers.
     """
+    # A checkpoint counts once the controller has seen it, by default every two seconds.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     runtime.connect()
-    on_gpu = runtime.num_gpus() >= num_workers if use_gpu is None else use_gpu
-    runtime.check_workers(num_workers, on_gpu)
+    fewest = min_workers or num_workers
+    on_gpu = runtime.num_gpus() >= fewest if use_gpu is None else use_gpu
+    runtime.check_workers(fewest, on_gpu)
     fs, path = storage.filesystem(storage_uri)
+    scaling = ScalingConfig(
+        num_workers=num_workers if fewest == num_workers else (fewest, num_workers),
+        use_gpu=on_gpu,
+    )
+    run = RunConfig(
+        name=name,
+        storage_path=path,
+        storage_filesystem=fs,
+        failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+        checkpoint_config=CheckpointConfig(num_to_keep=1),
+        worker_runtime_env={"env_vars": {} if on_gpu else _KEEP_PAGES},
+    )
     with runtime.events(progress or _ignore) as queue:
-        trainer = TorchTrainer(
-            _worker_loop,
-            train_loop_config={"training": training, "queue": queue},
-            scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=on_gpu),
-            run_config=RunConfig(
-                name=name,
-                storage_path=path,
-                storage_filesystem=fs,
-                failure_config=FailureConfig(max_failures=_MAX_FAILURES),
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
-                worker_runtime_env={"env_vars": {} if on_gpu else _KEEP_PAGES},
-            ),
-        )
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise CropscoreError(
-                f"training {name} failed: {runtime.innermost(error)}",
-                hint="start the same command again to go on from its last checkpoint",
-            ) from error
-    return _unpack(result.return_value)
+        loop_config = {"training": training, "queue": queue, "checkpoint_steps": checkpoint_steps}
+        while True:
+            before = storage.list_files(storage.join(storage_uri, name))
+            trainer = TorchTrainer(
+                _worker_loop,
+                train_loop_config=loop_config,
+                scaling_config=scaling,
+                run_config=run,
+            )
+            try:
+                return _unpack(trainer.fit().return_value)
+            except ray.train.TrainingFailedError as error:
+                if storage.list_files(storage.join(storage_uri, name)) != before:
+                    continue  # it got further: the failures were others
+                raise CropscoreError(
+                    f"training {name} failed: {runtime.innermost(error)}",
+                    hint="start the same command again to go on from its last checkpoint",
+                ) from error
 
 
 def _ignore(*event: Any) -> None:
@@ -103,17 +128,18 @@ def _worker_loop(loop_config: dict[str, Any]) -> Any:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     last_s = 0.0
 
-    def progress(name: str, done: int, total: int, loss: float) -> None:
+    def progress(name: str, done: int, total: int, detail: Callable[[], str]) -> None:
         nonlocal last_s
         if rank == 0 and (done == total or time.monotonic() - last_s > _PROGRESS_S):
             last_s = time.monotonic()
-            runtime.tell(queue, name, done, total, loss)
+            runtime.tell(queue, name, done, total, detail())
 
     worker = Worker(
         rank=rank,
         num_workers=context.get_world_size(),
         device=get_device(),
         wrap=_wrap,
+        checkpoint_steps=loop_config["checkpoint_steps"],
         checkpoint=_report,
         progress=progress,
         resumed=_resumed_state(),
@@ -133,18 +159,24 @@ def _unpack(packed: bytes) -> Any:
     return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
 
 
-def _wrap(network: Network) -> torch.nn.Module:
+def _wrap(network: torch.nn.Module) -> torch.nn.Module:
     module: torch.nn.Module = prepare_model(network)
     return module
 
 
-def _report(metrics: dict[str, Any], state: State) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if ray.train.get_context().get_world_rank() == 0:
-            torch.save(state, Path(folder) / _STATE_FILE)
-            checkpoint = Checkpoint.from_directory(folder)
-        ray.train.report(metrics, checkpoint=checkpoint)
+def _report(metrics: dict[str, Any], state: Callable[[], State]) -> None:
+    """Save rank 0's state; the next steps are taken while it travels to the storage."""
+    checkpoint = None
+    if ray.train.get_context().get_world_rank() == 0:
+        folder = tempfile.mkdtemp()
+        torch.save(state(), Path(folder) / _STATE_FILE)
+        checkpoint = Checkpoint.from_directory(folder)
+    ray.train.report(
+        metrics,
+        checkpoint=checkpoint,
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
 
 
 def _resumed_state() -> State | None:

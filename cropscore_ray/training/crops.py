@@ -2,7 +2,7 @@
 
 A sampler draws a crop for one image; `CropDataset` decodes, cuts and mirrors it. What is
 drawn depends on (seed, epoch, image) alone, not on batch size, workers or order. Pyramid
-mode's dataset is in regions.py.
+mode's dataset is in regions.py; which images make a step, in batches.py.
 
 Shape suffixes: M true boxes; S squares.
 """
@@ -10,7 +10,7 @@ Shape suffixes: M true boxes; S squares.
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F  # noqa: N812
 
 from cropscore_ray import fetch, geometry, grid, images
 from cropscore_ray.config import ClassifierConfig, PreprocessConfig, ScorerConfig
@@ -107,33 +108,47 @@ def square_overlaps(boxes_M4: Box) -> NDArray[np.float64]:
     return best
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a dataset is asked for: an image in an epoch, and how large (pyramid mode)."""
+
+    image: int
+    epoch: int
+    level: int = 0
+
+
 class CropDataset(Dataset[dict[str, Any]]):
     """One crop an image and epoch; an unreadable image is replaced by the next one."""
 
     def __init__(
-        self, data: LabelledImages, sampler: Sampler, preprocess: PreprocessConfig, seed: int
+        self,
+        data: LabelledImages,
+        sampler: Sampler,
+        preprocess: PreprocessConfig,
+        seed: int,
+        photometric: float = 0.0,
     ) -> None:
         self.data = data
         self.sampler = sampler
         self.preprocess = preprocess
+        self.photometric = photometric
         self.seed = seed
-        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def request(self, index: int, step: int) -> Any:
-        """Return what to ask this dataset for, to get an image in a step of the epoch."""
+    def request(self, image: int, epoch: int, step: int) -> Request:
+        """Return what to ask this dataset for, to get an image in a step of an epoch."""
         del step
-        return index
+        return Request(image, epoch)
 
-    def __getitem__(self, request: Any) -> dict[str, Any]:
+    def __getitem__(self, request: Request) -> dict[str, Any]:
         """Return crop (S, S, 3) uint8, class_index, overlap, and how many images failed."""
-        index, *how = request if isinstance(request, tuple) else (request,)
         for num_failed in range(_ATTEMPTS):
-            at = (index + num_failed) % len(self)
+            at = (request.image + num_failed) % len(self)
             try:
-                return {**self._sample(at, *how), "num_failed": num_failed}
+                sample = self._sample(replace(request, image=at))
+                return {**sample, "num_failed": num_failed}
             except ImageError as error:
                 logger.warning("left out of training: %s (%s)", error, error.status)
         raise DataError(
@@ -141,41 +156,48 @@ class CropDataset(Dataset[dict[str, Any]]):
             hint="check the storage's settings and the manifest's image_uri column",
         )
 
-    def _sample(self, index: int) -> dict[str, Any]:
-        rng, pixels, unit_boxes_M4 = self._read(index)
+    def _sample(self, request: Request) -> dict[str, Any]:
+        rng, pixels, unit_boxes_M4 = self._read(request)
         height, width = pixels.shape[:2]
         unit, overlap = self.sampler(rng, unit_boxes_M4)
         box = at_least_one_pixel(unit * np.array([width, height, width, height]), width, height)
         crop_SS3 = images.crop(pixels, box[None], self.preprocess.input_px)[0]
+        crop_SS3 = crop_SS3.flip(1) if rng.random() < 0.5 else crop_SS3
+        if self.photometric:
+            crop_SS3 = distort(rng, crop_SS3, self.photometric)
         return {
-            "crop": crop_SS3.flip(1) if rng.random() < 0.5 else crop_SS3,
-            "class_index": int(self.data.classes[index]),
+            "crop": crop_SS3,
+            "class_index": int(self.data.classes[request.image]),
             "overlap": overlap,
         }
 
-    def _read(self, index: int) -> tuple[np.random.Generator, images.Pixels, Box]:
-        """Return an image's own generator in this epoch, its pixels and its unit boxes."""
-        rng = np.random.default_rng((self.seed, self.epoch, index))
-        pixels = images.decode(fetch.fetch_image(self.data.uris[index]))
+    def _read(self, request: Request) -> tuple[np.random.Generator, images.Pixels, Box]:
+        """Return an image's own generator in its epoch, its pixels and its unit boxes."""
+        rng = np.random.default_rng((self.seed, request.epoch, request.image))
+        pixels = images.decode(fetch.fetch_image(self.data.uris[request.image]))
         height, width = pixels.shape[:2]
-        return rng, pixels, self.data.boxes[index] / np.array([width, height, width, height])
+        boxes = self.data.boxes[request.image]
+        return rng, pixels, boxes / np.array([width, height, width, height])
+
+
+def distort(rng: np.random.Generator, crop_SS3: Tensor, strength: float) -> Tensor:
+    """Return a crop with other brightness, contrast and saturation, in a random order.
+
+    Each by a factor from 1 - strength to 1 + strength (Howard 2013, section 2; the GoogLeNet
+    paper says that it used these).
+    """
+    changes = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation]
+    changed_3SS = crop_SS3.permute(2, 0, 1)
+    for at in rng.permutation(len(changes)):
+        factor = rng.uniform(1 - strength, 1 + strength)
+        changed_3SS = changes[at](changed_3SS, factor)
+    return changed_3SS.permute(1, 2, 0).contiguous()
 
 
 def at_least_one_pixel(box: Box, width_px: int, height_px: int) -> Box:
     """Return the box moved and widened so that it covers a pixel of the image."""
     left, top = min(box[0], width_px - 1.0), min(box[1], height_px - 1.0)
     return np.array([left, top, max(box[2], left + 1.0), max(box[3], top + 1.0)])
-
-
-def epoch_order(num_images: int, seed: int, epoch: int, rank: int, num_workers: int) -> list[int]:
-    """Return the images that one worker sees in one epoch: equally many for each worker.
-
-    A seeded shuffle, dealt out; the last images of a shuffle that does not divide are left
-    to the next epoch, since all workers must take the same number of steps.
-    """
-    order = np.random.default_rng((seed, epoch, 0x5EED)).permutation(num_images)
-    share = max(1, num_images // num_workers)
-    return [int(i) for i in order[rank::num_workers][:share]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,10 +234,10 @@ def fit_calibration(logits_N: Tensor, overlaps_N: Tensor) -> Calibration:
     return Calibration(scale=max(scale, _SMALLEST_SCALE), shift=shift)
 
 
-def crop_loss(
+def crop_losses(
     logits_NC: Tensor, batch: dict[str, Tensor], label_smoothing: float, calibration: Calibration
 ) -> Tensor:
-    """Return the mean loss of a batch: cross-entropy of class crops, overlap of squares.
+    """Return the loss of each crop, (N,): cross-entropy of class crops, overlap of squares.
 
     A batch's class_index and overlap are (N,), of crops or of regions of images.
 
@@ -233,4 +255,4 @@ def crop_loss(
         batch["overlap"].nan_to_num(0.0).float(),
         reduction="none",
     )
-    return torch.where(is_square, overlap_loss / calibration.scale, class_loss).mean()
+    return torch.where(is_square, overlap_loss / calibration.scale, class_loss)

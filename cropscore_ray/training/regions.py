@@ -19,6 +19,7 @@ from cropscore_ray.training.crops import (
     Box,
     CropDataset,
     LabelledImages,
+    Request,
     evenly,
     scorer_sampler,
     square_overlaps,
@@ -43,15 +44,15 @@ class PyramidDataset(CropDataset):
         self.config = config
         self.sides = [grid.CELLS * stride * level for level in grid.LEVELS]
 
-    def request(self, index: int, step: int) -> tuple[int, int]:
+    def request(self, image: int, epoch: int, step: int) -> Request:
         """Return an image and the level that the step works at."""
-        rng = np.random.default_rng((self.seed, self.epoch, step, 0x1E7E1))
-        return index, int(rng.choice(len(grid.LEVELS), p=self.config.level_shares))
+        rng = np.random.default_rng((self.seed, epoch, step, 0x1E7E1))
+        return Request(image, epoch, int(rng.choice(len(grid.LEVELS), p=self.config.level_shares)))
 
-    def _sample(self, index: int, level: int = 0) -> dict[str, Any]:
-        rng, pixels, boxes_M4 = self._read(index)
+    def _sample(self, request: Request) -> dict[str, Any]:
+        rng, pixels, boxes_M4 = self._read(request)
         height, width = pixels.shape[:2]
-        side = self.sides[level]
+        level, side = request.level, self.sides[request.level]
         image_SS3 = images.crop(pixels, [[0, 0, width, height]], side)[0]
         if rng.random() < 0.5:
             image_SS3 = image_SS3.flip(1)
@@ -62,7 +63,7 @@ class PyramidDataset(CropDataset):
         return {
             "crop": image_SS3,
             "regions": torch.from_numpy(grid.region_means(np.array([one for one, _ in drawn]))),
-            "class_index": torch.full((len(drawn),), int(self.data.classes[index])),
+            "class_index": torch.full((len(drawn),), int(self.data.classes[request.image])),
             "overlap": torch.tensor([overlap for _, overlap in drawn]),
         }
 

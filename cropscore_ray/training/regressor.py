@@ -31,7 +31,7 @@ _MIN_HELD_BACK = 2  # fewer held-back images cannot tell whether a class gained
 Stack = tuple[list[Tensor], list[Tensor]]
 """Weights (G, O, I) and biases (G, O) of each layer."""
 
-Progress = Callable[[str, int, int, float], None]
+Progress = Callable[[str, int, int, Callable[[], str]], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,7 +187,9 @@ def _train_shared(
             held_loss = float(box_loss(model(held_features), held.boxes_NM4, config.loss).mean())
         if held_loss < best_loss:
             best_loss, best = held_loss, copy.deepcopy(model.state_dict())
-        progress("localizer, shared", epoch + 1, config.epochs, held_loss)
+        progress(
+            "localizer, shared", epoch + 1, config.epochs, f"held-back loss {held_loss:.4f}".format
+        )
     model.load_state_dict(best)
     linears = [layer for layer in model if isinstance(layer, nn.Linear)]
     weights = [layer.weight.detach()[None].clone() for layer in linears]
@@ -216,7 +218,10 @@ def _train_classwise(
         tuned, gained = fine_tune_classes(shared, train, held, some, config)
         stacks.append(_select(tuned, gained))
         chosen += some[gained].tolist()
-        progress("localizer, class-wise", first + len(some), len(classes), float(len(chosen)))
+        done = first + len(some)
+        progress(
+            "localizer, class-wise", done, len(classes), f"{len(chosen)} classes gained".format
+        )
     slot_of_class[chosen] = torch.arange(1, len(chosen) + 1)
     weights = [torch.cat(layers) for layers in zip(*(stack[0] for stack in stacks), strict=True)]
     biases = [torch.cat(layers) for layers in zip(*(stack[1] for stack in stacks), strict=True)]

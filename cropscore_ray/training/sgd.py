@@ -8,43 +8,38 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 
 from cropscore_ray.config import SgdConfig
-from cropscore_ray.errors import DataError
+from cropscore_ray.errors import ConfigError
 from cropscore_ray.images import normalize
 from cropscore_ray.inference import best_dtype
 from cropscore_ray.networks import Network
-from cropscore_ray.training.crops import (
-    Calibration,
-    CropDataset,
-    crop_loss,
-    epoch_order,
-    fit_calibration,
-)
+from cropscore_ray.training.batches import Batch, Feed, make_plan, on_device
+from cropscore_ray.training.crops import Calibration, CropDataset, crop_losses, fit_calibration
+from cropscore_ray.training.heads import WithAuxHeads
+from cropscore_ray.training.optimizer import make_optimizer, moving_average
 
 logger = logging.getLogger(__name__)
 
-_MOMENTUM = 0.9
-_WARM_UP = 0.05
-_GPU_LOADERS = 8
 _CALIBRATION_CROPS = 400
 
 State = dict[str, Any]
 
 
-def _plain(network: Network) -> nn.Module:
+def _plain(network: nn.Module) -> nn.Module:
     return network
 
 
-def _ignore(metrics: dict[str, Any], state: State) -> None:
-    del metrics, state
+def _ignore(*event: Any) -> None:
+    del event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +49,14 @@ class Worker:
     rank: int = 0
     num_workers: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    wrap: Callable[[Network], nn.Module] = _plain
+    wrap: Callable[[nn.Module], nn.Module] = _plain
     """Makes gradients common to all workers."""
-    checkpoint: Callable[[dict[str, Any], State], None] = _ignore
-    """Called by all workers after every epoch."""
-    progress: Callable[[str, int, int, float], None] = lambda name, done, total, loss: None
-    """Told the network's name, steps done, steps in all and the running loss."""
+    checkpoint_steps: int = 0
+    """Steps from one checkpoint to the next, besides those at the ends of epochs; 0: none."""
+    checkpoint: Callable[[dict[str, Any], Callable[[], State]], None] = _ignore
+    """Called by all workers with metrics and, for the one that needs it, the state."""
+    progress: Callable[[str, int, int, Callable[[], str]], None] = _ignore
+    """Told the network's name, steps done, steps in all and, if it asks, how it goes."""
     resumed: State | None = None
     """The state of the last checkpoint of a training that was stopped."""
 
@@ -75,6 +72,8 @@ class NetworkTask:
     seed: int
     learns_overlap: bool = False
     """Whether the sampler draws squares of the grid."""
+    aux_weight: float = 0.0
+    """Weight of each auxiliary head's loss; 0: none are made."""
 
 
 def train_networks(tasks: list[NetworkTask], worker: Worker) -> dict[str, State]:
@@ -86,215 +85,205 @@ def train_networks(tasks: list[NetworkTask], worker: Worker) -> dict[str, State]
     state = worker.resumed or {"finished": {}, "current": None}
     for task in tasks:
         if task.name not in state["finished"]:
-            state = _train_network(task, worker, state)
+            finished = {**state["finished"], task.name: _train_network(task, worker, state)}
+            state = {"finished": finished, "current": None}
     return dict(state["finished"])
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Session:
-    """One network in training, with all that its steps change."""
-
-    task: NetworkTask
-    worker: Worker
-    network: Network
-    module: nn.Module
-    loader: DataLoader[dict[str, Any]]
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    calibration: Calibration
-
-    def state(self) -> State:
-        return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-        }
-
-    def load(self, state: State) -> None:
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-
-
 def _train_network(task: NetworkTask, worker: Worker, state: State) -> State:
-    session = _begin(task, worker)
-    history: list[dict[str, float]] = []
+    session = _Session(task, worker)
     if state["current"]:
         session.load(state["current"])
-        history = state["current"]["history"]
-    for epoch in range(len(history), task.config.epochs):
-        torch.manual_seed(task.seed + epoch)  # dropout, also after a restart
-        history = [*history, {"epoch": epoch + 1, **_epoch(session, epoch)}]
-        current = {**session.state(), "history": history}
-        worker.checkpoint(
-            {"network": task.name, **history[-1]},
-            {"finished": state["finished"], "current": current},
-        )
-    weights = {name: one.detach().cpu() for name, one in session.network.state_dict().items()}
-    finished = {**state["finished"], task.name: {"weights": weights, "metrics": history}}
-    return {"finished": finished, "current": None}
+    elif task.learns_overlap and task.config.epochs:
+        session.calibration = _first_calibration(session.network, task.dataset, worker.device)
+    for metrics in session.run():
+        snapshot = partial(_snapshot, state["finished"], session)
+        worker.checkpoint({"network": task.name, **metrics}, snapshot)
+    weights = {name: one.detach().cpu() for name, one in session.final().state_dict().items()}
+    return {"weights": weights, "metrics": session.history}
 
 
-def _begin(task: NetworkTask, worker: Worker) -> _Session:
-    torch.manual_seed(task.seed)
-    network = task.make().to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loader = _loader(task, worker)
-    calibration = Calibration()
-    if task.learns_overlap and task.config.epochs:
-        logits_N, overlaps_N = _first_logits(network, task.dataset, worker.device)
-        calibration = fit_calibration(logits_N, overlaps_N)
-    module = worker.wrap(network)
-    optimizer, schedule = _optimizer(module, task.config, len(loader))
-    return _Session(
-        task=task,
-        worker=worker,
-        network=network,
-        module=module,
-        loader=loader,
-        optimizer=optimizer,
-        schedule=schedule,
-        calibration=calibration,
-    )
+def _snapshot(finished: State, session: "_Session") -> State:
+    return {"finished": finished, "current": session.state()}
 
 
-@torch.no_grad()
-def _first_logits(
-    network: Network, dataset: CropDataset, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return the untrained scorer's logits of grid squares, and their overlaps."""
+def _first_calibration(network: Network, dataset: CropDataset, device: torch.device) -> Calibration:
+    """Return how the untrained scorer's logits of grid squares read as overlaps."""
     network.eval()
     logits, overlaps = [torch.empty(0)], [torch.empty(0)]
-    for i in range(0, len(dataset), max(1, len(dataset) // _CALIBRATION_CROPS)):
-        batch = _on_device(default_collate([dataset[dataset.request(i, step=i)]]), device)
-        logits_NC = network(*_inputs(batch, dataset)).float()
-        is_square = ~batch["overlap"].isnan()
-        own_logit = logits_NC.gather(1, batch["class_index"][:, None])[:, 0]
-        logits.append(own_logit[is_square].cpu())
-        overlaps.append(batch["overlap"][is_square].cpu().float())
-    return torch.cat(logits), torch.cat(overlaps)
+    with torch.no_grad():
+        for i in range(0, len(dataset), max(1, len(dataset) // _CALIBRATION_CROPS)):
+            one = dataset[dataset.request(i, epoch=0, step=i)]
+            batch = on_device(default_collate([one]), device)
+            logits_NC = network(*_inputs(batch, dataset)).float()
+            is_square = ~batch["overlap"].isnan()
+            own_logit = logits_NC.gather(1, batch["class_index"][:, None])[:, 0]
+            logits.append(own_logit[is_square].cpu())
+            overlaps.append(batch["overlap"][is_square].cpu().float())
+    return fit_calibration(torch.cat(logits), torch.cat(overlaps))
 
 
-def _on_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Return a batch on its device, with one class and overlap a crop or region."""
-    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-    return moved | {name: moved[name].flatten() for name in ("class_index", "overlap")}
-
-
-def _inputs(batch: dict[str, Tensor], dataset: CropDataset) -> list[Tensor]:
+def _inputs(batch: Batch, dataset: CropDataset) -> list[Tensor]:
     """Return what the network is called with: normalized crops, and regions if there are any."""
     crops_N3SS = normalize(batch["crop"], dataset.preprocess, torch.float32)
     return [crops_N3SS, *([batch["regions"]] if "regions" in batch else [])]
 
 
-def _loader(task: NetworkTask, worker: Worker) -> DataLoader[dict[str, Any]]:
-    on_gpu = worker.device.type == "cuda"
-    num_images = len(task.dataset)
-    if num_images < worker.num_workers:
-        raise DataError(
-            f"{task.name}: {num_images} labelled training images for {worker.num_workers} workers",
-            hint="does the manifest's training split carry classes and, for the scorer, boxes?",
-        )
-    # Whole batches only, since batch norm dislikes a last batch of one; as many for any
-    # number of workers, so that a schedule can go on with another number.
-    batch = min(task.config.batch_size, num_images)
-    per_worker = max(1, batch // worker.num_workers)
-    return DataLoader(
-        task.dataset,
-        batch_size=per_worker,
-        sampler=_EpochOrder(task, worker, num_images // batch * per_worker, per_worker),
-        num_workers=_GPU_LOADERS if on_gpu else 0,
-        pin_memory=on_gpu,
-    )
+class _Session:
+    """One network in training, with all that its steps change."""
 
-
-class _EpochOrder:
-    """The sampler of a DataLoader: another order every epoch, set on the dataset."""
-
-    def __init__(self, task: NetworkTask, worker: Worker, num_images: int, per_step: int) -> None:
+    def __init__(self, task: NetworkTask, worker: Worker) -> None:
+        torch.manual_seed(task.seed)
         self.task = task
         self.worker = worker
-        self.num_images = num_images
-        self.per_step = per_step
-
-    def __iter__(self) -> Iterator[Any]:
-        task, worker = self.task, self.worker
-        order = epoch_order(
-            len(task.dataset), task.seed, task.dataset.epoch, worker.rank, worker.num_workers
+        self.network = task.make().to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = moving_average(self.network, task.config)
+        self.trained: nn.Module = self.network
+        if task.aux_weight:
+            heads = WithAuxHeads(self.network, self.network.fc.out_features)
+            self.trained = heads.to(worker.device)
+        self.module = worker.wrap(self.trained)
+        self.plan = make_plan(
+            task.name, len(task.dataset), task.config, task.seed, worker.rank, worker.num_workers
         )
-        requests = enumerate(order[: self.num_images])
-        return iter(task.dataset.request(i, at // self.per_step) for at, i in requests)
+        self.optimizer, self.schedule = make_optimizer(self.module, task.config, self.plan)
+        self.calibration = Calibration()
+        self.history: list[dict[str, float]] = []
+        self.step = 0
+        self.sums = torch.zeros(4, dtype=torch.float64, device=worker.device)
+        """Of this epoch: loss, crops of the right class, class crops, unreadable images."""
+        self.seconds, self.waited_s = 0.0, 0.0  # of this epoch
 
-    def __len__(self) -> int:
-        return self.num_images
+    def final(self) -> nn.Module:
+        """Return the network to keep: the moving average, if there is one."""
+        return self.average.module if self.average else self.network
 
+    def state(self) -> State:
+        """Return all that a training needs to go on from here."""
+        return {
+            "network": self.trained.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "calibration": (self.calibration.scale, self.calibration.shift),
+            "step": self.step,
+            "history": self.history,
+            "epoch": (self.sums.cpu(), self.seconds, self.waited_s),
+        }
 
-def _optimizer(
-    module: nn.Module, config: SgdConfig, steps_per_epoch: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimizer = torch.optim.SGD(
-        module.parameters(),
-        lr=config.learning_rate,
-        momentum=_MOMENTUM,
-        nesterov=True,
-        weight_decay=config.weight_decay,
-    )
-    num_steps = steps_per_epoch * config.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, num_steps=num_steps))
-    return optimizer, schedule
+    def load(self, state: State) -> None:
+        """Go on from a state."""
+        self.trained.load_state_dict(state["network"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        scale, shift = state["calibration"]
+        self.calibration = Calibration(scale=scale, shift=shift)
+        self.step, self.history = state["step"], state["history"]
+        sums, self.seconds, self.waited_s = state["epoch"]
+        self.sums.copy_(sums)
 
+    def run(self) -> Iterator[dict[str, float]]:
+        """Take all steps that are left; give metrics where a checkpoint is due."""
+        if self.step == self.plan.num_steps:
+            return
+        feed = Feed(self.task.dataset, self.plan, self.step, self.worker.device)
+        self.module.train()
+        while self.step < self.plan.num_steps:
+            began_s, waited_s = time.monotonic(), feed.waited_s
+            self._take_step(feed)
+            self.waited_s += feed.waited_s - waited_s
+            self.seconds += time.monotonic() - began_s
+            self.worker.progress(self.task.name, self.step, self.plan.num_steps, self._line)
+            if self.step % self.plan.steps_an_epoch == 0:
+                self._end_epoch()
+                yield self.history[-1]
+            elif self.worker.checkpoint_steps and self.step % self.worker.checkpoint_steps == 0:
+                yield self._metrics()
 
-def _rate(step: int, num_steps: int) -> float:
-    """Return the share of the peak rate: a linear warm-up, then half a cosine down to 0."""
-    warm_up = math.ceil(_WARM_UP * num_steps)
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up)))
+    def _take_step(self, feed: Feed) -> None:
+        """Take one step of the optimizer on this worker's share of the batch.
 
+        Each pass adds its part to the mean gradient of the whole batch; only the last pass
+        waits for the other workers.
+        """
+        torch.manual_seed(hash((self.task.seed, self.step, self.worker.rank)))  # dropout
+        self.optimizer.zero_grad(set_to_none=True)
+        passes = self.plan.passes(self.step)
+        for images in passes:
+            with self._without_sync() if images is not passes[-1] else nullcontext():
+                self._take_pass(feed.take(), len(images))
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average:
+            self.average.update_parameters(self.network)
+        self.step += 1
 
-def _epoch(session: _Session, epoch: int) -> dict[str, float]:
-    """Take one pass; return the mean loss, accuracy on class crops, failures and seconds."""
-    task, device, num_steps = session.task, session.worker.device, len(session.loader)
-    session.module.train()
-    task.dataset.epoch = epoch
-    began_s = time.monotonic()
-    total = torch.zeros(4, device=device)  # loss, right, class crops, failed images
-    for step, batch in enumerate(session.loader, 1):
-        batch = _on_device(batch, device)
-        loss, logits_NC = _step(session, batch)
-        total += _tally(loss, logits_NC, batch)
-        done = epoch * num_steps + step
-        session.worker.progress(
-            task.name, done, task.config.epochs * num_steps, float(total[0]) / step
+    def _without_sync(self) -> AbstractContextManager[None]:
+        no_sync: Callable[[], AbstractContextManager[None]]
+        no_sync = getattr(self.module, "no_sync", nullcontext)
+        return no_sync()
+
+    def _take_pass(self, batch: Batch, num_images: int) -> None:
+        device = self.worker.device
+        dtype = best_dtype(device)
+        inputs = _inputs(batch, self.task.dataset)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            found = self.module(*inputs)
+        logits_NC, *aux = (
+            [one.float() for one in found] if self.task.aux_weight else [found.float()]
         )
-    loss_sum, right, crops, failed = total.tolist()
-    logger.info("%s epoch %d: loss %.3f", task.name, epoch + 1, loss_sum / num_steps)
-    return {
-        "loss": loss_sum / num_steps,
-        "accuracy": right / crops if crops else 0.0,
-        "failed": failed,
-        "seconds": time.monotonic() - began_s,
-    }
+        losses = partial(
+            crop_losses,
+            batch=batch,
+            label_smoothing=self.task.config.label_smoothing,
+            calibration=self.calibration,
+        )
+        loss = losses(logits_NC).mean()
+        total = loss + self.task.aux_weight * sum(losses(one).mean() for one in aux)
+        # Workers' gradients are averaged, and their shares may differ by an image.
+        weight = num_images * self.worker.num_workers / self.plan.batch_size
+        (weight * total).backward()  # type: ignore[no-untyped-call]
+        self._tally(weight * loss.detach(), logits_NC, batch)
 
+    def _tally(self, loss: Tensor, logits_NC: Tensor, batch: Batch) -> None:
+        is_class_crop = batch["overlap"].isnan()
+        right = (logits_NC.argmax(1) == batch["class_index"]) & is_class_crop
+        sums = [loss, right.sum(), is_class_crop.sum(), batch["num_failed"].sum()]
+        self.sums += torch.stack([one.double() for one in sums])
 
-def _step(session: _Session, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Take one step of the optimizer; return the loss and the logits."""
-    device = session.worker.device
-    dtype = best_dtype(device)
-    inputs = _inputs(batch, session.task.dataset)
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        logits_NC = session.module(*inputs)
-    logits_NC = logits_NC.float()
-    smoothing = session.task.config.label_smoothing
-    loss = crop_loss(logits_NC, batch, smoothing, session.calibration)
-    session.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    session.optimizer.step()
-    session.schedule.step()
-    return loss, logits_NC
+    def _metrics(self) -> dict[str, float]:
+        """Return the epoch so far: mean loss, accuracy on class crops, failures and time.
 
+        Raises:
+            ConfigError: the loss is no longer a number.
+        """
+        loss_sum, right, crops, failed = self.sums.tolist()
+        taken = (self.step - 1) % self.plan.steps_an_epoch + 1
+        if not math.isfinite(loss_sum):
+            raise ConfigError(
+                f"{self.task.name}: the loss is not a number any more by step {self.step}",
+                hint="lower its learning_rate",
+            )
+        return {
+            "epoch": (self.step - 1) // self.plan.steps_an_epoch + 1,
+            "loss": loss_sum / taken,
+            "accuracy": right / crops if crops else 0.0,
+            "failed": failed,
+            "seconds": self.seconds,
+            "input_wait": self.waited_s / self.seconds,
+        }
 
-def _tally(loss: Tensor, logits_NC: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    is_class_crop = batch["overlap"].isnan()
-    right = (logits_NC.argmax(1) == batch["class_index"]) & is_class_crop
-    sums = [loss.detach(), right.sum(), is_class_crop.sum(), batch["num_failed"].sum()]
-    return torch.stack([one.float() for one in sums])
+    def _line(self) -> str:
+        metrics = self._metrics()
+        taken = (self.step - 1) % self.plan.steps_an_epoch + 1
+        rate = taken * self.plan.batch_size / self.seconds
+        waited = f"{metrics['input_wait']:.0%} of it waiting for images"
+        return f"loss {metrics['loss']:.3f}, {rate:.0f} images/s, {waited}"
+
+    def _end_epoch(self) -> None:
+        self.history = [*self.history, self._metrics()]
+        self.sums.zero_()
+        self.seconds, self.waited_s = 0.0, 0.0
+        logger.info("%s epoch %d: %s", self.task.name, len(self.history), self.history[-1])

@@ -117,11 +117,18 @@ def train_classifiers(run: TrainingRun, worker: Worker) -> dict[str, State]:
     for member in range(config.classifier.num_members):
         seed = config.seed * 1000 + member
         sampler = classifier_sampler(config.classifier)
-        dataset = CropDataset(_labelled(rows), sampler, config.preprocess, seed)
-        name = classifier_part(member)
-        tasks.append(
-            NetworkTask(name=name, make=make, dataset=dataset, config=config.classifier, seed=seed)
+        dataset = CropDataset(
+            _labelled(rows), sampler, config.preprocess, seed, config.classifier.photometric
         )
+        task = NetworkTask(
+            name=classifier_part(member),
+            make=make,
+            dataset=dataset,
+            config=config.classifier,
+            seed=seed,
+            aux_weight=config.classifier.aux_weight,
+        )
+        tasks.append(task)
     return train_networks(tasks, worker)
 
 

@@ -18,10 +18,11 @@ from cropscore_ray.training.crops import (
     Calibration,
     CropDataset,
     LabelledImages,
+    Request,
     at_least_one_pixel,
     classifier_sampler,
-    crop_loss,
-    epoch_order,
+    crop_losses,
+    distort,
     fit_calibration,
     scorer_sampler,
     square_overlaps,
@@ -112,34 +113,6 @@ def test_a_square_that_is_the_box_overlaps_fully() -> None:
     assert (overlaps == 0).any()
 
 
-@settings(max_examples=50)
-@given(
-    num_images=st.integers(1, 60),
-    num_workers=st.integers(1, 5),
-    seed=st.integers(0, 99),
-    epoch=st.integers(0, 9),
-)
-def test_workers_shares_of_an_epoch_are_disjoint_and_equal(
-    num_images: int, num_workers: int, seed: int, epoch: int
-) -> None:
-    num_workers = min(num_workers, num_images)
-    shares = [
-        epoch_order(num_images, seed, epoch, rank, num_workers) for rank in range(num_workers)
-    ]
-    assert {len(share) for share in shares} == {num_images // num_workers}
-    seen = [image for share in shares for image in share]
-    assert len(set(seen)) == len(seen)
-    assert set(seen) <= set(range(num_images))
-
-
-def test_the_order_follows_seed_and_epoch() -> None:
-    first = epoch_order(50, 1, 0, 0, 1)
-    assert epoch_order(50, 1, 0, 0, 1) == first
-    assert sorted(first) == list(range(50))
-    assert epoch_order(50, 1, 1, 0, 1) != first
-    assert epoch_order(50, 2, 0, 0, 1) != first
-
-
 @pytest.fixture
 def dataset(tmp_path: Path) -> CropDataset:
     """Five images of one grey each; the third and fourth cannot be read."""
@@ -160,7 +133,7 @@ def grey_of(crop: Tensor) -> int:
 
 
 def test_an_item_is_a_crop_with_its_class(dataset: CropDataset) -> None:
-    item = dataset[1]
+    item = dataset[Request(1, 0)]
     assert item["crop"].shape == (32, 32, 3)
     assert item["crop"].dtype == torch.uint8
     assert grey_of(item["crop"]) == 50
@@ -170,7 +143,7 @@ def test_an_item_is_a_crop_with_its_class(dataset: CropDataset) -> None:
 
 def test_an_unreadable_image_is_replaced_by_the_next_and_counted(dataset: CropDataset) -> None:
     for index, failed in ((2, 2), (3, 1)):
-        item = dataset[index]
+        item = dataset[Request(index, 0)]
         assert (item["class_index"], item["num_failed"]) == (4, failed)
         assert grey_of(item["crop"]) == 200
 
@@ -178,7 +151,7 @@ def test_an_unreadable_image_is_replaced_by_the_next_and_counted(dataset: CropDa
 def test_images_that_can_none_be_read_end_the_training(dataset: CropDataset) -> None:
     dataset.data.uris[:] = [f"{uri}.gone" for uri in dataset.data.uris]
     with pytest.raises(DataError, match="100 training images in a row"):
-        dataset[0]
+        dataset[Request(0, 0)]
 
 
 def test_an_item_follows_seed_epoch_and_index_alone(tmp_path: Path) -> None:
@@ -194,10 +167,8 @@ def test_an_item_follows_seed_epoch_and_index_alone(tmp_path: Path) -> None:
     def item(seed: int, epoch: int, index: int) -> Tensor:
         dataset = CropDataset(labelled, sampler, PREPROCESS, seed)
         for earlier in range(epoch):  # what was drawn before must not matter
-            dataset.epoch = earlier
-            dataset[0]
-        dataset.epoch = epoch
-        crop: Tensor = dataset[index]["crop"]
+            dataset[Request(0, earlier)]
+        crop: Tensor = dataset[Request(index, epoch)]["crop"]
         return crop
 
     assert torch.equal(item(1, 2, 3), item(1, 2, 3))
@@ -264,7 +235,7 @@ def pyramid(tmp_path: Path) -> PyramidDataset:
 def test_a_pyramids_item_is_a_whole_image_with_regions(
     pyramid: PyramidDataset, level: int, side: int
 ) -> None:
-    item = pyramid[0, level]
+    item = pyramid[Request(0, 0, level)]
     assert item["crop"].shape == (side, side, 3)
     assert item["regions"].shape == (8, 7, 7)
     torch.testing.assert_close(item["regions"].sum((1, 2)), torch.ones(8))
@@ -275,8 +246,7 @@ def test_a_pyramids_item_is_a_whole_image_with_regions(
 def test_a_mirrored_image_has_mirrored_regions(pyramid: PyramidDataset) -> None:
     sides = set()
     for epoch in range(12):
-        pyramid.epoch = epoch
-        item = pyramid[0, 1]
+        item = pyramid[Request(0, epoch, 1)]
         is_mirrored = int(item["crop"][0, 0, 0]) == 0
         sides.add(is_mirrored)
         white = torch.linspace(0, 7, 8)[:-1] + 0.5  # cells' centres; the object ends at 3.5
@@ -289,17 +259,33 @@ def test_a_mirrored_image_has_mirrored_regions(pyramid: PyramidDataset) -> None:
 
 
 def test_all_images_of_a_step_are_at_one_level(pyramid: PyramidDataset) -> None:
-    levels = [pyramid.request(0, step)[1] for step in range(200)]
-    assert [pyramid.request(5, step)[1] for step in range(200)] == levels
+    levels = [pyramid.request(0, 0, step).level for step in range(200)]
+    assert [pyramid.request(5, 0, step).level for step in range(200)] == levels
+    assert [pyramid.request(0, 1, step).level for step in range(200)] != levels
     assert set(levels) == {1, 2}
     assert 60 < levels.count(1) < 140
+
+
+def test_distortions_change_light_and_colour_but_not_what_is_grey() -> None:
+    rng = np.random.default_rng(0)
+    crop = torch.from_numpy(rng.integers(40, 200, (8, 8, 3), np.uint8))
+    changed = distort(rng, crop, 0.4)
+    assert changed.shape == crop.shape
+    assert changed.dtype == torch.uint8
+    assert not torch.equal(changed, crop)
+    assert torch.equal(distort(rng, crop, 0.0), crop)
+    grey = distort(rng, torch.full((8, 8, 3), 100, dtype=torch.uint8), 0.4)
+    assert grey.unique().numel() == 1
+    means = [float(distort(rng, crop, 0.4).float().mean()) for _ in range(200)]
+    assert 0.55 * 120 < min(means) < 0.75 * 120
+    assert 1.25 * 120 < max(means) < 1.45 * 120
 
 
 def log1pexp(x: float) -> float:
     return math.log1p(math.exp(x))
 
 
-def test_crop_loss_by_hand() -> None:
+def test_crop_losses_by_hand() -> None:
     logits = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     batch = {
         "class_index": torch.tensor([0, 1]),
@@ -308,22 +294,22 @@ def test_crop_loss_by_hand() -> None:
     class_loss = log1pexp(-1)  # softmax of (1, 0) gives class 0 1 / (1 + 1/e)
     # The square's own logit 2 becomes 0.5 * 2 - 2 = -1; its target is 0.25.
     overlap_loss = 0.25 * log1pexp(1) + 0.75 * log1pexp(-1)
-    loss = crop_loss(logits, batch, 0.0, Calibration(scale=0.5, shift=-2.0))
-    assert float(loss) == pytest.approx((class_loss + overlap_loss / 0.5) / 2, rel=1e-5)
+    losses = crop_losses(logits, batch, 0.0, Calibration(scale=0.5, shift=-2.0))
+    assert losses.tolist() == pytest.approx([class_loss, overlap_loss / 0.5], rel=1e-5)
 
 
 def test_label_smoothing_asks_a_little_of_every_class() -> None:
     logits = torch.tensor([[1.0, 0.0]])
     batch = {"class_index": torch.tensor([0]), "overlap": torch.tensor([math.nan])}
     expected = 0.9 * log1pexp(-1) + 0.1 * log1pexp(1)  # 0.2 over two classes
-    loss = crop_loss(logits, batch, 0.2, Calibration())
+    loss = crop_losses(logits, batch, 0.2, Calibration())
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_squares_loss_moves_its_own_logit_only() -> None:
     logits = torch.tensor([[3.0, 1.0, -2.0]], requires_grad=True)
     batch = {"class_index": torch.tensor([1]), "overlap": torch.tensor([0.1])}
-    crop_loss(logits, batch, 0.1, Calibration()).backward()
+    crop_losses(logits, batch, 0.1, Calibration()).sum().backward()
     assert logits.grad is not None
     assert logits.grad[0].tolist() == [0, pytest.approx(1 / (1 + math.exp(-1)) - 0.1), 0]
 

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cropscore_ray.config import (
     ClassifierConfig,
@@ -20,8 +22,8 @@ from cropscore_ray.config import (
     SgdConfig,
 )
 from cropscore_ray.datasets.drawn import draw_image
-from cropscore_ray.errors import DataError
-from cropscore_ray.networks import make_network
+from cropscore_ray.errors import ConfigError, DataError
+from cropscore_ray.networks import Network, make_network
 from cropscore_ray.training import sgd
 from cropscore_ray.training.crops import (
     CropDataset,
@@ -86,8 +88,8 @@ class Keeper:
     states: list[State] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
-    def __call__(self, metrics: dict[str, Any], state: State) -> None:
-        self.states.append(copy.deepcopy(state))
+    def __call__(self, metrics: dict[str, Any], state: Callable[[], State]) -> None:
+        self.states.append(copy.deepcopy(state()))
         self.metrics.append(metrics)
         if len(self.states) == self.stop_after:
             raise StoppedError
@@ -104,7 +106,8 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{name: one[name] for name in one if name != "seconds"} for one in history]
+    clocks = ("seconds", "input_wait")
+    return [{name: one[name] for name in one if name not in clocks} for one in history]
 
 
 def a_pyramid_task(images: LabelledImages, name: str = "scorer", epochs: int = 3) -> NetworkTask:
@@ -113,15 +116,19 @@ def a_pyramid_task(images: LabelledImages, name: str = "scorer", epochs: int = 3
     return replace(task, dataset=dataset, learns_overlap=True)
 
 
-@pytest.mark.parametrize("kind", ["classes", "squares", "regions"])
-@pytest.mark.parametrize("stop_after", [1, 4])
+@pytest.mark.parametrize("kind", ["classes", "squares", "regions", "everything"])
+@pytest.mark.parametrize("stop_after", [1, 2, 11])  # of 9 steps and, every second, checkpoints
 def test_a_stopped_run_goes_on_to_the_same_weights(
     images: LabelledImages, kind: str, stop_after: int
 ) -> None:
     def a_task_of_its_kind(name: str) -> NetworkTask:
         if kind == "regions":
             return a_pyramid_task(images, name)
-        return a_task(images, name=name, sampler=CLASSES if kind == "classes" else SQUARES)
+        task = a_task(images, name=name, sampler=SQUARES if kind == "squares" else CLASSES)
+        if kind == "everything":
+            config = replace(task.config, ema_decay=0.9, schedule="step", pass_size=3)
+            task = replace(task, config=config, aux_weight=0.3)
+        return task
 
     def tasks() -> list[NetworkTask]:
         return [a_task_of_its_kind(name) for name in ("first", "second")]
@@ -129,7 +136,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     unbroken = train_networks(tasks(), Worker())
     keeper = Keeper(stop_after=stop_after)
     with pytest.raises(StoppedError):
-        train_networks(tasks(), Worker(checkpoint=keeper))
+        train_networks(tasks(), Worker(checkpoint=keeper, checkpoint_steps=2))
     torch.manual_seed(12345)  # another process has another history
     resumed = train_networks(tasks(), Worker(resumed=keeper.states[-1]))
     for name in ("first", "second"):
@@ -142,7 +149,6 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 def test_a_checkpoint_follows_every_epoch(images: LabelledImages) -> None:
     keeper, task = Keeper(), a_task(images)
     finished = train_networks([task], Worker(checkpoint=keeper))
-    assert task.dataset.epoch == 2  # each epoch draws other crops
     assert [one["epoch"] for one in keeper.metrics] == [1, 2, 3]
     assert {one["network"] for one in keeper.metrics} == {"classifier-0"}
     assert keeper.states[0]["finished"] == {}
@@ -180,12 +186,22 @@ def test_a_pyramid_learns_from_its_regions(images: LabelledImages) -> None:
 def test_progress_counts_every_step(images: LabelledImages) -> None:
     steps: list[tuple[str, int, int]] = []
 
-    def progress(name: str, done: int, total: int, loss: float) -> None:
-        assert math.isfinite(loss)
+    def progress(name: str, done: int, total: int, detail: Callable[[], str]) -> None:
+        assert re.fullmatch(
+            r"loss \d\.\d{3}, \d+ images/s, \d+% of it waiting for images", detail()
+        )
         steps.append((name, done, total))
 
     train_networks([a_task(images, epochs=2, batch_size=5)], Worker(progress=progress))
     assert steps == [("classifier-0", done, 4) for done in (1, 2, 3, 4)]
+
+
+def test_checkpoints_come_between_the_ends_of_epochs(images: LabelledImages) -> None:
+    keeper = Keeper()
+    train_networks([a_task(images, epochs=2)], Worker(checkpoint=keeper, checkpoint_steps=2))
+    assert [one["current"]["step"] for one in keeper.states] == [2, 3, 4, 6]  # 3 an epoch
+    assert [one["epoch"] for one in keeper.metrics] == [1, 1, 2, 2]
+    assert all(0 <= one["input_wait"] <= 1 for one in keeper.metrics)
 
 
 @pytest.mark.parametrize(("epochs", "batch_size"), [(1, 12), (2, 6), (5, 3)])
@@ -196,33 +212,11 @@ def test_any_number_of_steps_has_a_schedule(
     assert len(train_networks([task], Worker())["classifier-0"]["metrics"]) == epochs
 
 
-def test_the_rate_warms_up_and_falls_to_nothing() -> None:
-    rates = [sgd._rate(step, 40) for step in range(41)]  # two steps of warm-up
-    assert rates[:3] == [0.5, 1.0, 1.0]
-    assert rates[21] == pytest.approx(0.5)
-    assert rates[40] == pytest.approx(0.0)
-    for num_steps in (1, 2, 3, 19, 20, 21):
-        assert all(0 <= sgd._rate(step, num_steps) <= 1 for step in range(num_steps + 1))
-
-
 def test_squares_that_are_never_drawn_need_no_calibration(images: LabelledImages) -> None:
     rarely = scorer_sampler(ScorerConfig(grid_fraction=0.0))
     task = a_task(images, epochs=1, sampler=rarely)
     task = NetworkTask(**{**vars(task), "learns_overlap": True})
     assert math.isfinite(train_networks([task], Worker())["classifier-0"]["metrics"][0]["loss"])
-
-
-def test_two_workers_take_equally_many_steps_on_other_images(images: LabelledImages) -> None:
-    finished = []
-    for rank in (0, 1):
-        task = a_task(images, epochs=1)
-        keeper = Keeper()
-        worker = Worker(rank=rank, num_workers=2, checkpoint=keeper)
-        finished.append(train_networks([task], worker))
-        schedule = keeper.states[0]["current"]["schedule"]
-        assert schedule["last_epoch"] == 3  # 6 images each, 2 a step
-    first, second = (weights(one, "classifier-0")["fc.weight"] for one in finished)
-    assert not torch.equal(first, second)
 
 
 def test_no_labelled_image_is_said(images: LabelledImages) -> None:
@@ -231,14 +225,95 @@ def test_no_labelled_image_is_said(images: LabelledImages) -> None:
         train_networks([a_task(nothing)], Worker())
 
 
-@pytest.mark.parametrize("num_images", [5, 48, 100])
-def test_the_number_of_steps_does_not_depend_on_the_number_of_workers(
-    images: LabelledImages, num_images: int
-) -> None:
-    uris = (images.uris * num_images)[:num_images]
-    many = LabelledImages(
-        uris=uris, classes=np.zeros(num_images, np.int64), boxes=[np.zeros((0, 4))] * num_images
-    )
-    task = a_task(many, batch_size=16)
-    lengths = [len(sgd._loader(task, Worker(num_workers=n))) for n in (1, 2, 3, 5)]
-    assert lengths == [max(1, num_images // 16)] * 4
+class Linear(Network):
+    """The mean colour through one layer: no batch norm, so that shares add up exactly."""
+
+    stride = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, NUM_CLASSES)
+
+    def features(self, x_N3HW: Tensor) -> Tensor:
+        return x_N3HW
+
+
+class Gradients(nn.Module):
+    """A wrapper like that of several workers: keeps the gradient of each step of this one."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.kept: list[Tensor] = []
+        weight = next(module.parameters())
+        weight.register_post_accumulate_grad_hook(lambda one: self.kept.append(one.grad.clone()))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.module(*inputs)
+
+
+def first_gradients(images: LabelledImages, pass_size: int | None, **worker: int) -> list[Tensor]:
+    """Return what the passes of the first step add up to, pass by pass."""
+    torch.manual_seed(0)
+    network, made = Linear(), []
+
+    def wrap(module: nn.Module) -> nn.Module:
+        made.append(Gradients(module))
+        return made[0]
+
+    task = a_task(images, epochs=1, batch_size=12)
+    config = replace(task.config, pass_size=pass_size)
+    task = replace(task, config=config, make=lambda: copy.deepcopy(network))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sgd, "best_dtype", lambda device: torch.float32)
+        train_networks([task], Worker(wrap=wrap, **worker))
+    return made[0].kept
+
+
+def test_passes_add_up_to_the_gradient_of_the_whole_step(images: LabelledImages) -> None:
+    whole = first_gradients(images, None)
+    passes = first_gradients(images, 5)
+    assert (len(whole), len(passes)) == (1, 3)
+    torch.testing.assert_close(passes[-1], whole[0])
+
+
+def test_workers_gradients_average_to_that_of_one(images: LabelledImages) -> None:
+    whole = first_gradients(images, None)[0]
+    shares = [first_gradients(images, None, rank=rank, num_workers=5)[0] for rank in range(5)]
+    assert not torch.allclose(shares[0], shares[4])  # 12 images: two have three, three have two
+    torch.testing.assert_close(torch.stack(shares).mean(0), whole)
+
+
+def test_a_moving_average_is_what_is_kept(images: LabelledImages) -> None:
+    torch.manual_seed(0)
+    network, keeper = Linear(), Keeper()
+    task = a_task(images, epochs=1)
+    config = replace(task.config, ema_decay=0.15)
+    task = replace(task, config=config, make=lambda: copy.deepcopy(network))
+    finished = train_networks([task], Worker(checkpoint=keeper, checkpoint_steps=1))
+    steps = [one["current"]["network"]["fc.weight"] for one in keeper.states]
+    # The first step begins the average; then the decay is 2/11, cut to 0.15.
+    expected = steps[0]
+    for one in steps[1:]:
+        expected = 0.15 * expected + 0.85 * one
+    torch.testing.assert_close(weights(finished, "classifier-0")["fc.weight"], expected)
+
+
+def test_auxiliary_heads_train_and_stay_behind(images: LabelledImages) -> None:
+    def trained(aux_weight: float) -> dict[str, State]:
+        return train_networks([replace(a_task(images, epochs=1), aux_weight=aux_weight)], Worker())
+
+    plain, helped = trained(0.0), trained(0.3)
+    with_heads = weights(helped, "classifier-0")
+    assert with_heads.keys() == weights(plain, "classifier-0").keys()
+    stem = "conv1.conv.weight"
+    assert not torch.equal(with_heads[stem], weights(plain, "classifier-0")[stem])
+    assert helped["classifier-0"]["metrics"][0]["loss"] < 10  # that of the network alone
+
+
+def test_a_loss_that_is_no_number_ends_the_training(images: LabelledImages) -> None:
+    task = a_task(images)
+    task = replace(task, config=replace(task.config, learning_rate=1e30))
+    with pytest.raises(ConfigError, match="the loss is not a number any more") as error:
+        train_networks([task], Worker())
+    assert "learning_rate" in str(error.value.hint)
