@@ -19,6 +19,7 @@ from cropscore_ray import baselines, outcomes, schema
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.manifest import Manifest
 from cropscore_ray.outcomes import Bools, Floats, Outcomes, Truth
+from cropscore_ray.reliability import Reliability, reliability
 from cropscore_ray.schema import ImageClass
 
 MAX_BOX_ACC_THRESHOLDS = (0.3, 0.5, 0.7)
@@ -99,6 +100,8 @@ class Evaluation:
     multi_box: Figures
     per_class: dict[int, Figures]
     """by class_index of the manifest, classes without images left out"""
+    confidence: Reliability | None
+    """whether the confidence of class-known boxes is the share of them that fits"""
     max_box_acc: dict[str, Rate | None]
     """accuracy of the class-known box by IoU threshold, "0.3", "0.5" and "0.7" """
     constant_box: list[float] | None
@@ -113,6 +116,7 @@ class Evaluation:
             "num_failed": self.num_failed,
             **self.overall.to_json(),
             "max_box_acc": {key: _fraction(rate) for key, rate in self.max_box_acc.items()},
+            "confidence": self.confidence.to_json() if self.confidence else None,
             "constant_box": self.constant_box,
             "by_num_boxes": {
                 "single": self.single_box.to_json(),
@@ -163,6 +167,7 @@ def evaluate(
         single_box=_figures(truth, wrong, truth.num_boxes == 1),
         multi_box=_figures(truth, wrong, truth.num_boxes > 1),
         per_class=_per_class(truth, wrong),
+        confidence=_confidence(outcome),
         max_box_acc=_max_box_acc(outcome),
         constant_box=None if box is None else [float(side) for side in box],
         classes=manifest.classes,
@@ -275,6 +280,14 @@ def _max_box_acc(outcome: Outcomes) -> dict[str, Rate | None]:
         f"{threshold}": _rate(None if iou is None else iou >= threshold, boxed)
         for threshold in MAX_BOX_ACC_THRESHOLDS
     }
+
+
+def _confidence(outcome: Outcomes) -> Reliability | None:
+    if outcome.known_iou is None or outcome.known_confidence is None:
+        return None
+    judged = outcome.truth.boxed & ~np.isnan(outcome.known_confidence)
+    hits = outcome.known_iou[judged] >= outcomes.IOU_THRESHOLD
+    return reliability(outcome.known_confidence[judged], hits)
 
 
 def _rate(hits: Bools | None, counted: Bools) -> Rate | None:

@@ -72,6 +72,8 @@ class Outcomes:
     failed: Bools
     known_iou: Floats | None
     """IoU of the class-known box with the instance it fits best"""
+    known_confidence: Floats | None
+    """confidence of the class-known box; NaN where there is none"""
     cam_iou: Floats | None
     """the same for the CAM box of the class-known rows"""
     wrong: dict[str, Bools]
@@ -123,11 +125,13 @@ def join(predictions: pa.Table, truth: Truth) -> Outcomes:
     Raises:
         DataError: A row of rank 0 was given another class than the image's.
     """
-    known_iou, cam_iou, wrong = None, None, {}
+    known_iou, known_confidence, cam_iou, wrong = None, None, None, {}
     if guesses.has_class_known(predictions):
         known = guesses.first_guesses(predictions, limit=1, class_known=True)
         _check_known_classes(truth, known)
         known_iou = _iou_per_image(truth, known, _boxes(known))
+        known_confidence = np.full(len(truth.image_id), np.nan)
+        known_confidence[_positions(truth, known)] = known["confidence"].to_numpy()
         wrong["gt_known"] = known_iou < IOU_THRESHOLD
         if known["cam_xyxy"].null_count < len(known):
             cam_iou = _iou_per_image(truth, known, _cam_boxes(known))
@@ -140,6 +144,7 @@ def join(predictions: pa.Table, truth: Truth) -> Outcomes:
         truth=truth,
         failed=_without_ok_row(predictions, truth),
         known_iou=known_iou,
+        known_confidence=known_confidence,
         cam_iou=cam_iou,
         wrong=wrong,
     )

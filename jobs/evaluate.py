@@ -117,6 +117,25 @@ def _other_errors(evaluation: Evaluation) -> list[str]:
         _line("accuracy of the box, %", *(f"IoU >= {key}" for key in evaluation.max_box_acc)),
         _line("  MaxBoxAcc", *acc),
         "",
+        *_confidence(evaluation),
+    ]
+
+
+def _confidence(evaluation: Evaluation) -> list[str]:
+    found = evaluation.confidence
+    if found is None:
+        return []
+    errors = found.error_at_coverage
+    return [
+        _line("error of the most confident, %", *(f"{float(key):.0%}" for key in errors)),
+        _line("  class known", *(f"{100 * value:.1f}" for value in errors.values())),
+        _line("confidence against hits", "ECE, points", "by chance", "Brier score", "without"),
+        _line(
+            "  class known",
+            *(f"{100 * value:.1f}" for value in (found.ece, found.ece_by_chance)),
+            *(f"{value:.3f}" for value in (found.brier, found.brier_base_rate)),
+        ),
+        "",
     ]
 
 

@@ -158,4 +158,5 @@ def _breakdown(evaluation: Evaluation, cases: Cases) -> dict[str, Any]:
         "by_size": charts.rows_by_size(cases, list(columns)),
         "by_class": charts.rows_by_class(cases, evaluation.classes, error),
         "class_rows": CLASS_ROWS,
+        "confidence": evaluation.confidence,
     }
