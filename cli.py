@@ -321,15 +321,17 @@ def report(run: str, split: str | None, out: str | None) -> None:
 
 
 @main.command()
-@click.argument("what", type=click.Choice(["scorer"]))
+@click.argument("what", type=click.Choice(["scorer", "localizer"]))
 @click.option("--model", metavar="BUNDLE", help="Whose scorer; a GoogLeNet at random without.")
+@click.option("--images", type=click.IntRange(1), help="Localizer: training images a class [20].")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of each.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def bench(what: str, model: str | None, rounds: int, as_json: bool) -> None:
+def bench(what: str, model: str | None, images: int | None, rounds: int, as_json: bool) -> None:
     """Measure speed on this machine, as ratios.
 
     scorer: the engine in both modes against a naive loop, against good practice, against its
     own networks alone and against what memory and arithmetic of the machine allow.
+    localizer: last layers for 1,000 classes, trained in one stack against a loop.
 
     \b
     Example:
@@ -338,13 +340,16 @@ def bench(what: str, model: str | None, rounds: int, as_json: bool) -> None:
     from cropscore_ray.jobs import bench as job
     from cropscore_ray.progress import Progress
 
-    progress = Progress()
-    with progress.live():
-        found = job.scorer(
-            model=model,
-            rounds=rounds,
-            progress=lambda done, total: progress.update(f"bench {what}", done, total),
-        )
+    shown = Progress()
+
+    def progress(done: int, total: int) -> None:
+        shown.update(f"bench {what}", done, total)
+
+    with shown.live():
+        if what == "scorer":
+            found = job.scorer(model=model, rounds=rounds, progress=progress)
+        else:
+            found = job.localizer(images=images or 20, rounds=rounds, progress=progress)
     click.echo(json.dumps(found, indent=2) if as_json else job.render(found))
 
 

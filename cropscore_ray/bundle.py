@@ -22,7 +22,7 @@ from cropscore_ray.networks import Network, make_network
 from cropscore_ray.schema import ImageClass
 from cropscore_ray.settings import from_dict, to_dict
 
-FORMAT = 1
+FORMAT = 2
 SCORER = "scorer"
 LOCALIZER = "localizer"
 

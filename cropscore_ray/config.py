@@ -177,8 +177,8 @@ class LocalizerConfig:
     """Widths of the hidden layers, each followed by ReLU."""
     normalization: str = "zscore"
     """Of each image's 140 scores: zscore, l2 or raw."""
-    loss: str = "l2"
-    """l2 (the poster's Euclidean loss) or l1, on corner fractions of the image's sides."""
+    loss: str = "euclidean"
+    """euclidean (the poster's), l2 (its square), l1 or giou; of corners as fractions."""
     epochs: int = 60
     """Passes of the shared training; the best epoch on held-back images is kept."""
     batch_size: int = 128
@@ -210,7 +210,8 @@ class LocalizerConfig:
             self.normalization,
             "one of " + ", ".join(known),
         )
-        _require(self.loss in ("l1", "l2"), "localizer.loss", self.loss, "l1 or l2")
+        losses = ("euclidean", "l2", "l1", "giou")
+        _require(self.loss in losses, "localizer.loss", self.loss, "one of " + ", ".join(losses))
         for name in ("epochs", "batch_size", "classwise_min_images"):
             value = getattr(self, name)
             _require(value >= 1, f"localizer.{name}", value, "1 or more")

@@ -1,42 +1,47 @@
-"""The regressors: 140 scores to one box, shared by all classes and then one per class.
+"""The regressors: 140 scores to one box, through shared hidden layers and a class's last one.
 
-All regressors are one stack of weights: slot 0 is the shared one, the others belong to
-the classes that were fine-tuned, and `slot_of_class` says which is whose. Boxes are
-corners as fractions of the image's sides.
+The last layers are one stack: slot 0 is the shared one, the others belong to the classes
+that were fine-tuned, and `slot_of_class` says which is whose. Boxes are corners as fractions
+of the image's sides.
 
-Shape suffixes: N images; F = 140 scores; G slots; C classes; I, O a layer's inputs, outputs.
+Shape suffixes: N images; F = 140 scores; H outputs of the hidden layers and a constant 1;
+G slots; C classes; I, O a layer's inputs, outputs; E evidence.
 """
+# ruff: noqa: N815 (fields that are arrays carry their shape suffix)
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from cropscore_ray.features import normalize_scores
 
 SHARED = 0
 NUM_EVIDENCE = 7
 
+Layers = list[tuple[Tensor, Tensor]]
+"""Weight (O, I) and bias (O,) of each hidden layer; each is followed by ReLU."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Localizer:
-    """Stacked regressors and the calibration of their confidence."""
+    """Hidden layers, stacked last layers, and the calibration of their confidence."""
 
-    weights: list[Tensor]
-    """Of each layer, (G, O, I)."""
-    biases: list[Tensor]
-    """Of each layer, (G, O)."""
+    hidden: Layers
+    heads_G4H: Tensor
+    """Last layers: weights, and the bias in the last column."""
     slot_of_class: Tensor
-    """(C,) int64; SHARED for a class without a regressor of its own."""
+    """(C,) int64; SHARED for a class without a last layer of its own."""
     confidence: Tensor
     """(3, E): mean, scale and weight of each evidence (the first is the constant 1)."""
     normalization: str
 
     def boxes(self, scores_NF: Tensor, classes_N: Tensor) -> Tensor:
         """Return unit boxes, (N, 4), clipped to the image with their corners in order."""
-        features_NF = normalize_scores(scores_NF, self.normalization)
-        slots_N = self.slot_of_class[classes_N]
-        return ordered(apply_stack(self.weights, self.biases, features_NF, slots_N))
+        hidden_NH = apply_hidden(self.hidden, normalize_scores(scores_NF, self.normalization))
+        heads_N4H = self.heads_G4H[self.slot_of_class[classes_N]]
+        return ordered((heads_N4H @ hidden_NH[..., None])[..., 0])
 
     def confidences(self, scores_NF: Tensor, boxes_N4: Tensor) -> Tensor:
         """Return the estimated probability that a box has IoU >= 0.5, (N,)."""
@@ -46,37 +51,34 @@ class Localizer:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return what a bundle stores."""
-        tensors = {"slot_of_class": self.slot_of_class, "confidence": self.confidence}
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            tensors |= {f"layers.{i}.weight": weight, f"layers.{i}.bias": bias}
+        tensors = {
+            "heads": self.heads_G4H,
+            "slot_of_class": self.slot_of_class,
+            "confidence": self.confidence,
+        }
+        for i, (weight, bias) in enumerate(self.hidden):
+            tensors |= {f"hidden.{i}.weight": weight, f"hidden.{i}.bias": bias}
         return tensors
 
 
 def from_tensors(tensors: dict[str, Tensor], normalization: str) -> Localizer:
     """Build a localizer from what `to_tensors` returned."""
-    num_layers = sum(name.endswith(".weight") for name in tensors)
+    depth = sum(name.startswith("hidden.") for name in tensors) // 2
     return Localizer(
-        weights=[tensors[f"layers.{i}.weight"] for i in range(num_layers)],
-        biases=[tensors[f"layers.{i}.bias"] for i in range(num_layers)],
+        hidden=[(tensors[f"hidden.{i}.weight"], tensors[f"hidden.{i}.bias"]) for i in range(depth)],
+        heads_G4H=tensors["heads"],
         slot_of_class=tensors["slot_of_class"],
         confidence=tensors["confidence"],
         normalization=normalization,
     )
 
 
-def apply_stack(
-    weights: list[Tensor], biases: list[Tensor], features_NF: Tensor, slots_N: Tensor
-) -> Tensor:
-    """Return the raw outputs of each image's own regressor, (N, 4)."""
-    slots, group_N = torch.unique(slots_N, return_inverse=True)
-    outputs_N4 = features_NF.new_empty(len(features_NF), biases[-1].shape[1])
-    for i, slot in enumerate(slots):
-        mine = group_N == i
-        x = features_NF[mine]
-        for weight_GOI, bias_GO in zip(weights[:-1], biases[:-1], strict=True):
-            x = torch.relu(torch.nn.functional.linear(x, weight_GOI[slot], bias_GO[slot]))
-        outputs_N4[mine] = torch.nn.functional.linear(x, weights[-1][slot], biases[-1][slot])
-    return outputs_N4
+def apply_hidden(hidden: Layers, features_NF: Tensor) -> Tensor:
+    """Return the hidden layers' outputs and a last column of ones, (N, H)."""
+    x = features_NF
+    for weight, bias in hidden:
+        x = torch.relu(F.linear(x, weight, bias))
+    return F.pad(x, (0, 1), value=1.0)
 
 
 def ordered(boxes_N4: Tensor) -> Tensor:

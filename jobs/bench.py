@@ -6,11 +6,17 @@ from typing import Any
 
 import torch
 
-from cropscore_ray import bench, roofline
+from cropscore_ray.bench import localizer as localizer_bench
+from cropscore_ray.bench import roofline
+from cropscore_ray.bench import scorer as scorer_bench
+from cropscore_ray.bench.measuring import Measured, machine, measure, ratio
 from cropscore_ray.bundle import SCORER, load_bundle
+from cropscore_ray.config import LocalizerConfig
+from cropscore_ray.errors import CropscoreError
 from cropscore_ray.grid import NUM_SQUARES
 from cropscore_ray.inference import best_dtype
-from cropscore_ray.roofline import Measured
+
+_SAME = 1e-4
 
 RATIOS = (
     ("exact", "naive"),
@@ -33,24 +39,45 @@ def scorer(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = best_dtype(device)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = load_bundle(model) if model else bench.random_bundle(folder)
+        bundle = load_bundle(model) if model else scorer_bench.random_bundle(folder)
         bundle.require(SCORER)
-        with bench.scorer_contestants(bundle.uri) as contestants:
-            rows = bench.measure(contestants, unit="images/s", rounds=rounds, progress=progress)
+        with scorer_bench.contestants(bundle.uri) as contestants:
+            rows = measure(contestants, unit="images/s", rounds=rounds, progress=progress)
         layers = roofline.layers(bundle.network(SCORER), bundle.preprocess.input_px)
     matrix = roofline.matrix_rate(device, dtype, rounds)
     copy = roofline.copy_rate(device, rounds)
     limit = roofline.roofline(layers, matrix.median, copy.median, dtype.itemsize)
     ceiling = Measured(name="roofline", unit="images/s", values=[limit / NUM_SQUARES])
-    ratios = {f"{over}/{under}": bench.ratio(rows, over, under) for over, under in RATIOS}
+    ratios = {f"{over}/{under}": ratio(rows, over, under) for over, under in RATIOS}
     exact = next(row for row in rows if row.name == "exact")
     ratios["exact/roofline"] = exact.median / ceiling.median
-    rows = [*rows, matrix, copy, ceiling]
-    return {
-        "machine": bench.machine(device),
-        "rows": [_plain(row) for row in rows],
-        "ratios": ratios,
-    }
+    return _found(device, [*rows, matrix, copy, ceiling], ratios)
+
+
+def localizer(
+    *, rounds: int = 5, images: int = 20, progress: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Measure class-wise fine-tuning, stacked and as a loop; return machine, rows and ratios.
+
+    Args:
+        rounds: measurements of each way.
+        images: training images of each of the 1,000 classes; a mirrored one counts as one.
+        progress: told of runs done and runs in all.
+
+    Raises:
+        CropscoreError: the two ways' weights differ by more than 1e-4.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    contestants, difference = localizer_bench.contestants(images, LocalizerConfig(), device)
+    if difference > _SAME:
+        raise CropscoreError(f"the two ways' weights differ by {difference:.2g}")
+    rows = measure(contestants, unit="classes/s", rounds=rounds, progress=progress)
+    apart = Measured(name="largest difference", unit="of weights", values=[difference])
+    return _found(device, [*rows, apart], {"stacked/loop": ratio(rows, "stacked", "loop")})
+
+
+def _found(device: torch.device, rows: list[Measured], ratios: dict[str, float]) -> dict[str, Any]:
+    return {"machine": machine(device), "rows": [_plain(row) for row in rows], "ratios": ratios}
 
 
 def _plain(row: Measured) -> dict[str, Any]:

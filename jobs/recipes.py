@@ -22,7 +22,7 @@ def poster() -> TrainConfig:
             epochs=90, batch_size=256, learning_rate=0.1, photometric=0.4, aux_weight=0.3
         ),
         scorer=ScorerConfig(epochs=8, batch_size=256, learning_rate=0.01, grid_fraction=0.0),
-        localizer=LocalizerConfig(loss="l2"),
+        localizer=LocalizerConfig(loss="euclidean"),
     )
 
 

@@ -1,11 +1,8 @@
-"""Training the localizer on scores: one shared regressor, then all classes' at once.
+"""Training the localizer on scores: one shared regressor, then a last layer for each class.
 
-The class-wise regressors are one stack of matrices, trained by batched products: Adam is
-elementwise, so each class takes the steps that a loop over classes would take. It knows
-scores, boxes and classes as arrays; not images, files or Ray.
+It knows scores, boxes and classes as arrays; not images, files or Ray.
 
-Shape suffixes: N images; F = 140 scores; M true boxes (padded); G classes; B a class's
-images (padded); I, O a layer's inputs, outputs; E evidence.
+Shape suffixes: N images; F = 140 scores; M true boxes (padded); G classes.
 """
 # ruff: noqa: N815 (fields that are arrays carry their shape suffix)
 
@@ -22,14 +19,19 @@ from torch import Tensor, nn
 from cropscore_ray.config import LocalizerConfig
 from cropscore_ray.features import normalize_scores
 from cropscore_ray.grid import mirror_order
-from cropscore_ray.localizer import NUM_EVIDENCE, SHARED, Localizer, box_evidence
+from cropscore_ray.localizer import (
+    NUM_EVIDENCE,
+    SHARED,
+    Localizer,
+    apply_hidden,
+    box_evidence,
+)
+from cropscore_ray.training import classwise
+from cropscore_ray.training.classwise import Hidden
+from cropscore_ray.training.confidence import fit_confidence
+from cropscore_ray.training.losses import NO_BOX, best_iou, box_loss
 
-_CLASSES_AT_ONCE = 64  # 64 regressors of 140-256-256-4 with Adam's moments are 105 MB
-NO_BOX = 1e3  # so far off that it is never the nearest; infinity would make gradients NaN
 _MIN_HELD_BACK = 2  # fewer held-back images cannot tell whether a class gained
-
-Stack = tuple[list[Tensor], list[Tensor]]
-"""Weights (G, O, I) and biases (G, O) of each layer."""
 
 Progress = Callable[[str, int, int, Callable[[], str]], None]
 
@@ -100,53 +102,21 @@ def train_localizer(
     order = torch.randperm(len(data))
     num_held = max(1, round(len(data) * config.held_back_fraction))
     train, held = with_mirror_images(data.take(order[num_held:])), data.take(order[:num_held])
-    shared = _train_shared(train, held, config, progress)
-    slot_of_class, (weights, biases) = _train_classwise(
-        shared, train, held, num_classes, config, progress
-    )
-    localizer = Localizer(
-        weights=weights,
-        biases=biases,
-        slot_of_class=slot_of_class,
-        confidence=torch.zeros(3, NUM_EVIDENCE),
-        normalization=config.normalization,
-    )
+    shared = _train_shared(train, held, num_classes, config, progress)
+    localizer = _train_classwise(shared, train, held, config, progress)
     boxes_N4 = localizer.boxes(held.scores_NF, held.classes_N)
     hits_N = best_iou(boxes_N4, held.boxes_NM4) >= 0.5
     confidence = fit_confidence(box_evidence(held.scores_NF, boxes_N4), hits_N)
-    alone = replace(localizer, slot_of_class=torch.zeros_like(slot_of_class))
-    shared_N4 = alone.boxes(held.scores_NF, held.classes_N)
+    shared_N4 = shared.boxes(held.scores_NF, held.classes_N)
     shared_hits_N = best_iou(shared_N4, held.boxes_NM4) >= 0.5
     metrics = {
         "num_train": len(data) - num_held,
         "num_held_back": len(held),
         "held_back_error": 1 - float(hits_N.float().mean()),
         "held_back_error_shared": 1 - float(shared_hits_N.float().mean()),
-        "num_classwise": int((slot_of_class != SHARED).sum()),
+        "num_classwise": len(localizer.heads_G4H) - 1,
     }
     return replace(localizer, confidence=confidence), metrics
-
-
-def box_loss(pred_N4: Tensor, boxes_NM4: Tensor, loss: str) -> Tensor:
-    """Return each image's distance to the true box that is nearest, shape (N,).
-
-    Squared for l2 (the poster's Euclidean loss), absolute for l1; the nearest box because
-    the metric is content with any instance (METHOD row 14).
-    """
-    difference = pred_N4[..., None, :] - boxes_NM4
-    distance = difference.square() if loss == "l2" else difference.abs()
-    return distance.mean(-1).amin(-1)
-
-
-def best_iou(pred_N4: Tensor, boxes_NM4: Tensor) -> Tensor:
-    """Return the IoU of each box with the true box it fits best, (N,); 0 for padding."""
-    true = torch.where(boxes_NM4 < NO_BOX, boxes_NM4, torch.zeros(()))
-    low = torch.maximum(pred_N4[:, None, :2], true[..., :2])
-    high = torch.minimum(pred_N4[:, None, 2:], true[..., 2:])
-    shared = (high - low).clamp_min(0).prod(-1)
-    areas = (true[..., 2:] - true[..., :2]).prod(-1)
-    own = (pred_N4[:, 2:] - pred_N4[:, :2]).prod(-1)[:, None]
-    return (shared / (areas + own - shared).clamp_min(1e-12)).amax(1)
 
 
 def _make_regressor(num_scores: int, first_box_4: Tensor, config: LocalizerConfig) -> nn.Sequential:
@@ -162,9 +132,13 @@ def _make_regressor(num_scores: int, first_box_4: Tensor, config: LocalizerConfi
 
 
 def _train_shared(
-    train: ScoredImages, held: ScoredImages, config: LocalizerConfig, progress: Progress
-) -> Stack:
-    """Return the regressor of the epoch with the lowest held-back loss, as a stack of one."""
+    train: ScoredImages,
+    held: ScoredImages,
+    num_classes: int,
+    config: LocalizerConfig,
+    progress: Progress,
+) -> Localizer:
+    """Return the regressor of the epoch with the lowest held-back loss, for all classes."""
     # Start from the mean first box: the regressor then learns only what scores tell.
     model = _make_regressor(train.scores_NF.shape[1], train.boxes_NM4[:, 0].mean(0), config)
     features = normalize_scores(train.scores_NF, config.normalization)
@@ -191,41 +165,50 @@ def _train_shared(
             "localizer, shared", epoch + 1, config.epochs, f"held-back loss {held_loss:.4f}".format
         )
     model.load_state_dict(best)
-    linears = [layer for layer in model if isinstance(layer, nn.Linear)]
-    weights = [layer.weight.detach()[None].clone() for layer in linears]
-    biases = [layer.bias.detach()[None].clone() for layer in linears]
-    return weights, biases
+    *hidden, last = [layer for layer in model if isinstance(layer, nn.Linear)]
+    return Localizer(
+        hidden=[(layer.weight.detach(), layer.bias.detach()) for layer in hidden],
+        heads_G4H=torch.cat([last.weight, last.bias[:, None]], 1).detach()[None],
+        slot_of_class=torch.full((num_classes,), SHARED),
+        confidence=torch.zeros(3, NUM_EVIDENCE),
+        normalization=config.normalization,
+    )
 
 
 def _train_classwise(
-    shared: Stack,
+    localizer: Localizer,
     train: ScoredImages,
     held: ScoredImages,
-    num_classes: int,
     config: LocalizerConfig,
     progress: Progress,
-) -> tuple[Tensor, Stack]:
-    """Fine-tune every class that has the images for it; keep those that gained.
+) -> Localizer:
+    """Fine-tune the last layer of every class that has the images for it; keep what gained."""
+    slot_of_class = localizer.slot_of_class.clone()
+    classes_G = _rich_classes(train, held, len(slot_of_class), config)
+    if not len(classes_G):
+        return localizer
+    seen, judged = (_hidden(localizer, data) for data in (train, held))
+    heads_G4H, gained_G = classwise.fine_tune(
+        localizer.heads_G4H[0], seen, judged, classes_G, config
+    )
+    slot_of_class[classes_G[gained_G]] = torch.arange(1, int(gained_G.sum()) + 1)
+    num_classes = len(classes_G)
+    gained = f"{int(gained_G.sum())} gained"
+    progress("localizer, class-wise", num_classes, num_classes, lambda: gained)
+    return replace(
+        localizer,
+        slot_of_class=slot_of_class,
+        heads_G4H=torch.cat([localizer.heads_G4H, heads_G4H[gained_G]]),
+    )
 
-    Returns:
-        the slot of each class, and the stack: the shared regressor, then the classes'.
-    """
-    slot_of_class = torch.full((num_classes,), SHARED)
-    stacks, chosen = [shared], []
-    classes = _rich_classes(train, held, num_classes, config)
-    for first in range(0, len(classes), _CLASSES_AT_ONCE):
-        some = classes[first : first + _CLASSES_AT_ONCE]
-        tuned, gained = fine_tune_classes(shared, train, held, some, config)
-        stacks.append(_select(tuned, gained))
-        chosen += some[gained].tolist()
-        done = first + len(some)
-        progress(
-            "localizer, class-wise", done, len(classes), f"{len(chosen)} classes gained".format
-        )
-    slot_of_class[chosen] = torch.arange(1, len(chosen) + 1)
-    weights = [torch.cat(layers) for layers in zip(*(stack[0] for stack in stacks), strict=True)]
-    biases = [torch.cat(layers) for layers in zip(*(stack[1] for stack in stacks), strict=True)]
-    return slot_of_class, (weights, biases)
+
+def _hidden(localizer: Localizer, data: ScoredImages) -> Hidden:
+    features_NF = normalize_scores(data.scores_NF, localizer.normalization)
+    return Hidden(
+        hidden_NH=apply_hidden(localizer.hidden, features_NF),
+        classes_N=data.classes_N,
+        boxes_NM4=data.boxes_NM4,
+    )
 
 
 def _rich_classes(
@@ -237,100 +220,3 @@ def _rich_classes(
     enough = counts >= config.classwise_min_images
     judged = torch.bincount(held.classes_N, minlength=num_classes) >= _MIN_HELD_BACK
     return (enough & judged).nonzero()[:, 0]
-
-
-def _select(stack: Stack, index: Tensor) -> Stack:
-    return [layer[index] for layer in stack[0]], [layer[index] for layer in stack[1]]
-
-
-def fine_tune_classes(
-    shared: Stack,
-    train: ScoredImages,
-    held: ScoredImages,
-    classes_G: Tensor,
-    config: LocalizerConfig,
-) -> tuple[Stack, Tensor]:
-    """Fine-tune a copy of the shared regressor for each class, all in batched steps.
-
-    Full-batch Adam on the class's images with a pull towards the shared weights (L2-SP:
-    Li et al. 2018); each class keeps the step with its lowest held-back loss.
-
-    Returns:
-        the stack at each class's best step, and which classes improved on the shared one.
-    """
-    batch, held_batch = _by_class(train, classes_G, config), _by_class(held, classes_G, config)
-    start = [
-        layer.expand(len(classes_G), *layer.shape[1:]) for layers in shared for layer in layers
-    ]
-    parameters = [layer.clone().requires_grad_() for layer in start]
-    optimizer = torch.optim.Adam(parameters, lr=config.classwise_learning_rate)
-    shared_loss_G = _class_losses(parameters, held_batch, config.loss).detach()
-    best_loss_G, best = shared_loss_G, [layer.detach().clone() for layer in parameters]
-    for _ in range(config.classwise_epochs):
-        pull = sum((now - then).square().sum() for now, then in zip(parameters, start, strict=True))
-        loss = _class_losses(parameters, batch, config.loss).sum() + config.classwise_pull * pull
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        held_loss_G = _class_losses(parameters, held_batch, config.loss).detach()
-        better_G = held_loss_G < best_loss_G
-        best_loss_G = torch.where(better_G, held_loss_G, best_loss_G)
-        for kept, layer in zip(best, parameters, strict=True):
-            kept[better_G] = layer.detach()[better_G]
-    num_layers = len(shared[0])
-    return (best[:num_layers], best[num_layers:]), best_loss_G < shared_loss_G
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _ClassBatch:
-    features_GBF: Tensor
-    boxes_GBM4: Tensor
-    mask_GB: Tensor
-
-
-def _by_class(data: ScoredImages, classes_G: Tensor, config: LocalizerConfig) -> _ClassBatch:
-    """Return the images of each class side by side, padded to the largest class."""
-    members = [(data.classes_N == one).nonzero()[:, 0] for one in classes_G]
-    index_GB = nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=-1)
-    features = normalize_scores(data.scores_NF, config.normalization)
-    return _ClassBatch(
-        features_GBF=features[index_GB],
-        boxes_GBM4=data.boxes_NM4[index_GB],
-        mask_GB=(index_GB >= 0).float(),
-    )
-
-
-def _class_losses(parameters: list[Tensor], batch: _ClassBatch, loss: str) -> Tensor:
-    """Return the mean loss of each class under its own regressor, (G,)."""
-    num_layers = len(parameters) // 2
-    x = batch.features_GBF
-    for i in range(num_layers):
-        x = torch.baddbmm(parameters[num_layers + i][:, None], x, parameters[i].transpose(1, 2))
-        x = x if i == num_layers - 1 else torch.relu(x)
-    losses_GB = box_loss(x, batch.boxes_GBM4, loss)
-    return (losses_GB * batch.mask_GB).sum(1) / batch.mask_GB.sum(1)
-
-
-def fit_confidence(evidence_NE: Tensor, hits_N: Tensor) -> Tensor:
-    """Return the logistic regression of hits on evidence: (3, E) mean, scale and weight.
-
-    A unit Gaussian prior on the weights keeps it finite when all boxes hit or miss.
-    """
-    mean, scale = evidence_NE.mean(0), evidence_NE.std(0, correction=0)
-    mean[0], scale[0] = 0.0, 1.0  # the constant
-    scale = torch.where(scale > 1e-6, scale, torch.ones(()))
-    inputs_NE, targets_N = (evidence_NE - mean) / scale, hits_N.float()
-    weight = torch.zeros(evidence_NE.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.binary_cross_entropy_with_logits(
-            inputs_NE @ weight, targets_N, reduction="sum"
-        )
-        loss = loss + 0.5 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return torch.stack([mean, scale, weight.detach()])

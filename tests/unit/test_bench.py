@@ -7,26 +7,28 @@ from contextlib import contextmanager
 import pytest
 from click.testing import CliRunner
 
-from cropscore_ray import bench, roofline
+from cropscore_ray.bench import localizer as localizer_bench
+from cropscore_ray.bench import measuring, roofline
+from cropscore_ray.bench import scorer as scorer_bench
+from cropscore_ray.bench.measuring import Measured
 from cropscore_ray.cli import main
 from cropscore_ray.config import NetworkConfig
 from cropscore_ray.jobs import bench as job
 from cropscore_ray.networks import make_network
-from cropscore_ray.roofline import Measured
 
 
 def test_contestants_run_in_turn_after_a_warm_up() -> None:
     calls: list[str] = []
     told: list[tuple[int, int]] = []
 
-    def contestant(name: str, units: int) -> bench.Run:
+    def contestant(name: str, units: int) -> measuring.Run:
         def run() -> int:
             calls.append(name)
             return units
 
         return run
 
-    rows = bench.measure(
+    rows = measuring.measure(
         {"a": contestant("a", 1), "b": contestant("b", 1000)},
         unit="things/s",
         rounds=2,
@@ -37,7 +39,7 @@ def test_contestants_run_in_turn_after_a_warm_up() -> None:
     assert [row.name for row in rows] == ["first call: a", "first call: b", "a", "b"]
     assert [len(row.values) for row in rows] == [1, 1, 2, 2]
     assert [row.unit for row in rows] == ["s", "s", "things/s", "things/s"]
-    assert bench.ratio(rows, "b", "a") > 10
+    assert measuring.ratio(rows, "b", "a") > 10
 
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
@@ -45,7 +47,7 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
         Measured(name="fast", unit="1/s", values=[10.0, 4.0, 9.0]),
         Measured(name="slow", unit="1/s", values=[5.0, 1.0, 3.0]),  # ratios 2, 4, 3
     ]
-    assert bench.ratio(rows, "fast", "slow") == 3
+    assert measuring.ratio(rows, "fast", "slow") == 3
 
 
 def test_googlenets_layers_are_the_published_ones() -> None:
@@ -62,19 +64,19 @@ def test_the_roofline_takes_the_slower_of_arithmetic_and_memory() -> None:
 
 
 def test_photos_are_jpeg_files_and_the_same_every_time() -> None:
-    files = bench.photos(2)
-    assert files == bench.photos(2)
+    files = scorer_bench.photos(2)
+    assert files == scorer_bench.photos(2)
     assert files[0] != files[1]
     assert all(data[:2] == b"\xff\xd8" for data in files)
 
 
 def test_the_command_prints_the_contracts_json(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def tiny(bundle_uri: str) -> Iterator[dict[str, bench.Run]]:
+    def tiny(bundle_uri: str) -> Iterator[dict[str, measuring.Run]]:
         names = ("naive", "good_practice", "exact", "forward_only", "pyramid")
         yield dict.fromkeys(names, lambda: 1)
 
-    monkeypatch.setattr(bench, "scorer_contestants", tiny)
+    monkeypatch.setattr(scorer_bench, "contestants", tiny)
     for name in ("matrix_rate", "copy_rate"):
         rate = Measured(name=name, unit="1/s", values=[1e12])
         monkeypatch.setattr(roofline, name, lambda *_, rate=rate: rate)
@@ -95,9 +97,20 @@ def test_the_command_prints_the_contracts_json(monkeypatch: pytest.MonkeyPatch) 
     assert "exact/naive" in job.render(found)
 
 
+def test_the_localizers_two_ways_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(localizer_bench, "NUM_CLASSES", 12)
+    arguments = ["bench", "localizer", "--rounds", "1", "--images", "4", "--json"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    rows = {row["name"]: row["median"] for row in found["rows"]}
+    assert found["ratios"] == {"stacked/loop": pytest.approx(rows["stacked"] / rows["loop"])}
+    assert 0 <= rows["largest difference"] < 1e-4
+
+
 @pytest.mark.slow
 def test_every_contestant_scores_an_image(tmp_path: object) -> None:
-    bundle = bench.random_bundle(str(tmp_path))
-    with bench.scorer_contestants(bundle.uri) as contestants:
+    bundle = scorer_bench.random_bundle(str(tmp_path))
+    with scorer_bench.contestants(bundle.uri) as contestants:
         for name, run in contestants.items():
             assert run() >= 1, name

@@ -132,7 +132,7 @@ def test_a_folder_without_model_json_is_no_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"format": 2}, "format 2"),
+        ({"format": 1}, "format 1"),
         ({"format": None}, "format None"),
         ({"classes": [{"id": "n01"}]}, "is damaged"),
         ({"classes": None}, "is damaged"),

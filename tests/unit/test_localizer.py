@@ -6,40 +6,35 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
 from cropscore_ray.localizer import (
     NUM_EVIDENCE,
     SHARED,
     Localizer,
-    apply_stack,
     box_evidence,
     from_tensors,
     ordered,
 )
 
 
-def regressors(num_slots: int) -> list[nn.Sequential]:
+def a_localizer(num_slots: int, slot_of_class: list[int]) -> Localizer:
     torch.manual_seed(num_slots)
-    return [
-        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 4))
-        for _ in range(num_slots)
-    ]
-
-
-def stacked(models: list[nn.Sequential]) -> tuple[list[Tensor], list[Tensor]]:
-    layers = [[one for one in model if isinstance(one, nn.Linear)] for model in models]
-    by_depth = list(zip(*layers, strict=True))
-    weights = [torch.stack([one.weight.detach() for one in depth]) for depth in by_depth]
-    biases = [torch.stack([one.bias.detach() for one in depth]) for depth in by_depth]
-    return weights, biases
+    return Localizer(
+        hidden=[(torch.randn(8, 6), torch.randn(8)), (torch.randn(5, 8), torch.randn(5))],
+        heads_G4H=0.1 * torch.randn(num_slots, 4, 6),
+        slot_of_class=torch.tensor(slot_of_class),
+        confidence=torch.randn(3, NUM_EVIDENCE),
+        normalization="raw",
+    )
 
 
 def constant_localizer(boxes: list[list[float]], slot_of_class: list[int]) -> Localizer:
     """Answer with a box of its slot, whatever the scores."""
+    heads = torch.zeros(len(boxes), 4, 7)
+    heads[:, :, -1] = torch.tensor(boxes)
     return Localizer(
-        weights=[torch.zeros(len(boxes), 4, 6)],
-        biases=[torch.tensor(boxes)],
+        hidden=[],
+        heads_G4H=heads,
         slot_of_class=torch.tensor(slot_of_class),
         confidence=torch.stack([torch.zeros(7), torch.ones(7), torch.zeros(7)]),
         normalization="raw",
@@ -47,19 +42,18 @@ def constant_localizer(boxes: list[list[float]], slot_of_class: list[int]) -> Lo
 
 
 @settings(max_examples=50, deadline=None)
-@given(slots=st.lists(st.integers(0, 3), min_size=1, max_size=12))
-def test_the_stack_equals_separate_regressors(slots: list[int]) -> None:
-    models = regressors(4)
-    features = torch.randn(len(slots), 6, generator=torch.Generator().manual_seed(0))
-    outputs = apply_stack(*stacked(models), features, torch.tensor(slots))
-    with torch.inference_mode():
-        alone = [models[slot](one[None])[0] for slot, one in zip(slots, features, strict=True)]
-    torch.testing.assert_close(outputs, torch.stack(alone), atol=1e-6, rtol=1e-5)
-
-
-def test_no_images_give_no_boxes() -> None:
-    nothing = torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64)
-    assert apply_stack(*stacked(regressors(2)), *nothing).shape == (0, 4)
+@given(classes=st.lists(st.integers(0, 3), max_size=12))
+def test_the_stack_equals_separate_regressors(classes: list[int]) -> None:
+    localizer = a_localizer(3, [0, 2, 1, 2])
+    scores = torch.randn(len(classes), 6, generator=torch.Generator().manual_seed(0))
+    boxes = localizer.boxes(scores, torch.tensor(classes, dtype=torch.int64))
+    assert boxes.shape == (len(classes), 4)
+    (first, first_bias), (second, second_bias) = localizer.hidden
+    for box, one, score in zip(boxes, classes, scores, strict=True):
+        head = localizer.heads_G4H[localizer.slot_of_class[one]]
+        x = torch.relu(second @ torch.relu(first @ score + first_bias) + second_bias)
+        expected = ordered((head[:, :-1] @ x + head[:, -1])[None])[0]
+        torch.testing.assert_close(box, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_a_class_without_a_regressor_gets_the_shared_one() -> None:
@@ -96,15 +90,8 @@ def test_confidence_is_the_logistic_of_standardized_evidence() -> None:
 
 
 def test_a_localizer_survives_the_bundles_tensors() -> None:
-    weights, biases = stacked(regressors(3))
-    before = Localizer(
-        weights=weights,
-        biases=biases,
-        slot_of_class=torch.tensor([0, 2, 1]),
-        confidence=torch.randn(3, NUM_EVIDENCE),
-        normalization="l2",
-    )
-    after = from_tensors(before.to_tensors(), "l2")
+    before = a_localizer(3, [0, 2, 1])
+    after = from_tensors(before.to_tensors(), "raw")
     scores, classes = torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])
     boxes = before.boxes(scores, classes)
     assert torch.equal(after.boxes(scores, classes), boxes)

@@ -31,9 +31,11 @@ Fetched = bytes | ImageError
 
 def random_localizer() -> Localizer:
     generator = torch.Generator().manual_seed(2)
+    heads = torch.randn(2, 4, NUM_SQUARES + 1, generator=generator) * 0.05
+    heads[:, :, -1] = torch.tensor([0.2, 0.2, 0.8, 0.8])
     return Localizer(
-        weights=[torch.randn(2, 4, NUM_SQUARES, generator=generator) * 0.05],
-        biases=[torch.tensor([[0.2, 0.2, 0.8, 0.8]] * 2)],
+        hidden=[],
+        heads_G4H=heads,
         slot_of_class=torch.tensor([SHARED, 1, SHARED, SHARED]),
         confidence=torch.ones(3, NUM_EVIDENCE),
         normalization="zscore",

@@ -1,14 +1,7 @@
-"""Speed as ratios: contestants measured in turn, round by round, in one run.
-
-`scorer_contestants` sets the engine against the plain way, good practice and its own bare
-networks; roofline.py says what the machine allows. It knows nothing of Ray.
-"""
+"""The crop scorer against the plain way, good practice and its own bare networks."""
 
 import io
 import os
-import platform
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -22,59 +15,19 @@ from PIL import Image
 from torch import Tensor
 
 from cropscore_ray import grid, images
+from cropscore_ray.bench.measuring import Run
 from cropscore_ray.bundle import SCORER, Bundle, load_bundle, save_part
 from cropscore_ray.config import LocalizeConfig, NetworkConfig, TrainConfig
 from cropscore_ray.datasets.drawn import CLASS_NAMES, draw_image
 from cropscore_ray.inference import best_dtype
 from cropscore_ray.networks import make_network
 from cropscore_ray.predict import ScoreStage
-from cropscore_ray.roofline import Measured
 from cropscore_ray.schema import ImageClass
 from cropscore_ray.scoring import CropScorer
-
-Run = Callable[[], int]
-"""Does some work and returns how many units it did."""
 
 PHOTO_PX = (500, 375)
 _SEED = 14
 _JPEG_QUALITY = 92
-
-
-def measure(
-    contestants: dict[str, Run],
-    *,
-    unit: str,
-    rounds: int,
-    progress: Callable[[int, int], None],
-) -> list[Measured]:
-    """Warm each contestant up, then let all run once a round.
-
-    Returns:
-        the seconds of each first call, then the units per second of each contestant.
-    """
-    steps = (rounds + 1) * len(contestants)
-    warm_up, rates = [], {name: [0.0] * rounds for name in contestants}
-    for step in range(steps):
-        number, name = divmod(step, len(contestants))[0], list(contestants)[step % len(contestants)]
-        began_s = time.perf_counter()
-        units = contestants[name]()
-        seconds = time.perf_counter() - began_s
-        if number == 0:
-            warm_up.append(Measured(name=f"first call: {name}", unit="s", values=[seconds]))
-        else:
-            rates[name][number - 1] = units / seconds
-        progress(step + 1, steps)
-    return warm_up + [Measured(name=name, unit=unit, values=rates[name]) for name in rates]
-
-
-def ratio(rows: list[Measured], over: str, under: str) -> float:
-    """Return the median over rounds of one contestant's rate to another's.
-
-    Round by round, since a machine that others use is slow for all in the same round.
-    """
-    found = {row.name: row.values for row in rows}
-    pairs = zip(found[over], found[under], strict=True)
-    return statistics.median(one / other for one, other in pairs)
 
 
 def photos(number: int) -> list[bytes]:
@@ -99,7 +52,7 @@ def random_bundle(uri: str) -> Bundle:
 
 
 @contextmanager
-def scorer_contestants(bundle_uri: str) -> Iterator[dict[str, Run]]:
+def contestants(bundle_uri: str) -> Iterator[dict[str, Run]]:
     """Give five ways to 140 scores an image from its encoded bytes, slowest first.
 
     naive: a crop after the other with Pillow, batches of one, float32, the network as trained.
@@ -111,12 +64,12 @@ def scorer_contestants(bundle_uri: str) -> Iterator[dict[str, Run]]:
     took 1.6 times as long beside an engine.
     """
     with ExitStack() as stack:
-        contestants: dict[str, Run] = {}
+        found: dict[str, Run] = {}
         for name in _CONTESTANTS:
             pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (name, bundle_uri))
             stack.enter_context(pool)
-            contestants[name] = lambda pool=pool: pool.submit(_go).result()  # type: ignore[misc]
-        yield contestants
+            found[name] = lambda pool=pool: pool.submit(_go).result()  # type: ignore[misc]
+        yield found
 
 
 _run: Run | None = None  # of a contestant's own process
@@ -219,26 +172,3 @@ _CONTESTANTS: dict[str, Callable[[Bundle, torch.device], Run]] = {
     "forward_only": _forward_only,
     "pyramid": partial(_engine, "pyramid", 8),
 }
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Return what the figures were measured on."""
-    on_gpu = device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "dtype": str(best_dtype(device)).removeprefix("torch."),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":", 1)[1] for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return (names or [platform.processor() or platform.machine()])[0].strip()

@@ -1,29 +1,14 @@
 """What a machine allows: its arithmetic, its memory, and the layers of a network."""
 
-import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cropscore_ray.bench.measuring import Measured
 from cropscore_ray.networks import Network
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """What was measured of one thing, a value a round."""
-
-    name: str
-    unit: str
-    values: list[float]
-
-    @property
-    def median(self) -> float:
-        """The middle value, which a disturbed round does not move."""
-        return statistics.median(self.values)
 
 
 class _Layers(TorchDispatchMode):  # type: ignore[no-untyped-call]

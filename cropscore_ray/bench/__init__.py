@@ -1,0 +1,1 @@
+"""Benchmarks: contestants that do the same work in different ways; nothing of Ray."""

@@ -1,0 +1,32 @@
+"""Fitting the confidence of boxes: a logistic regression on a few figures of each.
+
+Shape suffixes: N boxes; E evidence, the first of which is the constant 1.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def fit_confidence(evidence_NE: Tensor, hits_N: Tensor) -> Tensor:
+    """Return the logistic regression of hits on evidence: (3, E) mean, scale and weight.
+
+    A unit Gaussian prior on the weights keeps it finite when all boxes hit or miss.
+    """
+    mean, scale = evidence_NE.mean(0), evidence_NE.std(0, correction=0)
+    mean[0], scale[0] = 0.0, 1.0  # the constant
+    scale = torch.where(scale > 1e-6, scale, torch.ones(()))
+    inputs_NE, targets_N = (evidence_NE - mean) / scale, hits_N.float()
+    weight = torch.zeros(evidence_NE.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.binary_cross_entropy_with_logits(
+            inputs_NE @ weight, targets_N, reduction="sum"
+        )
+        loss = loss + 0.5 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return torch.stack([mean, scale, weight.detach()])
