@@ -62,7 +62,20 @@ class Network(nn.Module):
 
     def features(self, x_N3HW: Tensor) -> Tensor:
         """Return the maps before global pooling, (N, D, h, w)."""
+        return self.last(self.inner(x_N3HW))
+
+    def inner(self, x_N3HW: Tensor) -> Tensor:
+        """Return the maps before the last pooling, (N, d, 2h, 2w)."""
         raise NotImplementedError
+
+    def last(self, inner_NDHW: Tensor) -> Tensor:
+        """Return the maps before global pooling from those of `inner`."""
+        raise NotImplementedError
+
+    def _blocks(self, names: tuple[str, ...], x: Tensor) -> Tensor:
+        for name in names:
+            x = self.get_submodule(name)(x)
+        return x
 
     def _pool3(self, x: Tensor) -> Tensor:
         return self.pool(x, 3, 2, ceil_mode=True)
@@ -108,17 +121,18 @@ class GoogLeNet(Network):
             channels = _out_channels(widths)
         self.fc = nn.Linear(channels, num_classes)
 
-    def features(self, x_N3HW: Tensor) -> Tensor:
-        """Return the maps before global pooling, (N, 1024, H/32, W/32)."""
+    def inner(self, x_N3HW: Tensor) -> Tensor:
+        """Return the maps before the last pooling, (N, 832, H/16, W/16)."""
         x = self._pool3(self.conv1(x_N3HW))
         x = self._pool3(self.conv3(self.conv2(x)))
-        for name in _GOOGLENET_BLOCKS:
-            x = self.get_submodule(name)(x)
-            if name == "inception3b":
-                x = self._pool3(x)
-            elif name == "inception4e":
-                x = self.pool(x, 2, 2, ceil_mode=True)
-        return x
+        names = tuple(_GOOGLENET_BLOCKS)
+        x = self._pool3(self._blocks(names[:2], x))
+        return self._blocks(names[2:-2], x)
+
+    def last(self, inner_NDHW: Tensor) -> Tensor:
+        """Return the maps before global pooling, (N, 1024, H/32, W/32)."""
+        x = self.pool(inner_NDHW, 2, 2, ceil_mode=True)
+        return self._blocks(tuple(_GOOGLENET_BLOCKS)[-2:], x)
 
 
 class SmallGoogLeNet(Network):
@@ -139,14 +153,14 @@ class SmallGoogLeNet(Network):
             channels = _out_channels(widths)
         self.fc = nn.Linear(channels, num_classes)
 
-    def features(self, x_N3HW: Tensor) -> Tensor:
-        """Return the maps before global pooling, (N, D, H/8, W/8)."""
+    def inner(self, x_N3HW: Tensor) -> Tensor:
+        """Return the maps before the last pooling, (N, d, H/4, W/4)."""
         x = self._pool3(self.conv2(self.conv1(x_N3HW)))
-        for name in _SMALL_BLOCKS:
-            x = self.get_submodule(name)(x)
-            if name == "inception3b":
-                x = self._pool3(x)
-        return x
+        return self._blocks(_SMALL_BLOCKS[:2], x)
+
+    def last(self, inner_NDHW: Tensor) -> Tensor:
+        """Return the maps before global pooling, (N, D, H/8, W/8)."""
+        return self._blocks(_SMALL_BLOCKS[2:], self._pool3(inner_NDHW))
 
 
 class InceptionBN(Network):
@@ -170,16 +184,19 @@ class InceptionBN(Network):
             channels = widths[0] + widths[2] + widths[4] + widths[5]
         self.fc = nn.Linear(channels, num_classes)
 
-    def features(self, x_N3HW: Tensor) -> Tensor:
-        """Return the maps before global pooling, (N, 1024, H/32, W/32)."""
+    def inner(self, x_N3HW: Tensor) -> Tensor:
+        """Return the maps before the last pooling, (N, 1056, H/16, W/16)."""
         stem = self.pre_layers
         x = self.pool(stem["1"](x_N3HW), 2, 2)
         x = self.pool(F.relu(stem["6"](stem["4"](x))), 2, 2)
-        for name in _INCEPTION_BN_BLOCKS:
-            x = self.get_submodule(name)(x)
-            if name in ("c3", "e4"):
-                x = self.pool(x, 2, 2)
-        return x
+        names = tuple(_INCEPTION_BN_BLOCKS)
+        x = self.pool(self._blocks(names[:3], x), 2, 2)
+        return self._blocks(names[3:-2], x)
+
+    def last(self, inner_NDHW: Tensor) -> Tensor:
+        """Return the maps before global pooling, (N, 1024, H/32, W/32)."""
+        x = self.pool(inner_NDHW, 2, 2)
+        return self._blocks(tuple(_INCEPTION_BN_BLOCKS)[-2:], x)
 
 
 class InceptionBNBlock(nn.Module):

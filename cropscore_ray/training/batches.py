@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from cropscore_ray.config import SgdConfig
 from cropscore_ray.errors import ConfigError, DataError
-from cropscore_ray.training.crops import CropDataset
+from cropscore_ray.training.dataset import ImageDataset
 
 _GPU_LOADERS = 8  # processes that decode for one GPU
 _AHEAD = 2  # passes that a thread has ready on a CPU
@@ -107,7 +107,7 @@ def make_plan(
 class _Requests:
     """The batch sampler of a DataLoader: the passes of all steps from `first_step` on."""
 
-    def __init__(self, dataset: CropDataset, plan: Plan, first_step: int) -> None:
+    def __init__(self, dataset: ImageDataset, plan: Plan, first_step: int) -> None:
         self.dataset = dataset
         self.plan = plan
         self.first_step = first_step
@@ -123,7 +123,7 @@ class Feed:
     """The batches of a training, pass by pass, and how long the steps had to wait for them."""
 
     def __init__(
-        self, dataset: CropDataset, plan: Plan, first_step: int, device: torch.device
+        self, dataset: ImageDataset, plan: Plan, first_step: int, device: torch.device
     ) -> None:
         on_gpu = device.type == "cuda"
         loader = DataLoader(
@@ -147,7 +147,8 @@ class Feed:
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """Return a batch on its device, with one class and overlap a crop or region."""
     moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-    return moved | {name: moved[name].flatten() for name in ("class_index", "overlap")}
+    flat = {"class_index", "overlap"} & moved.keys()
+    return moved | {name: moved[name].flatten() for name in flat}
 
 
 def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

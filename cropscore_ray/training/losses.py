@@ -16,16 +16,20 @@ def box_loss(pred_N4: Tensor, boxes_NM4: Tensor, loss: str) -> Tensor:
     square of its parts; l1: their mean size; giou: 1 - GIoU (Rezatofighi et al. 2019, eq. 5),
     from 0 for equal boxes to 2 for far ones.
     """
-    pred_N14 = pred_N4[..., None, :]
+    with torch.no_grad():
+        distances_NM = _distance(pred_N4[..., None, :], boxes_NM4, loss)
+        nearest_N14 = distances_NM.argmin(-1)[..., None, None].expand(*pred_N4.shape[:-1], 1, 4)
+    return _distance(pred_N4, boxes_NM4.gather(-2, nearest_N14)[..., 0, :], loss)
+
+
+def _distance(one: Tensor, other: Tensor, loss: str) -> Tensor:
     if loss == "giou":
-        distance = 1 - generalized_iou(pred_N14, boxes_NM4)
-        return distance.amin(-1)
-    difference = pred_N14 - boxes_NM4
+        return 1 - generalized_iou(one, other)
+    difference = one - other
     if loss == "euclidean":
         # Its slope at 0 is not defined; 1e-4 of the image's side is as good as 0.
-        return (difference.square().sum(-1) + 1e-8).sqrt().amin(-1)
-    distance = difference.square() if loss == "l2" else difference.abs()
-    return distance.mean(-1).amin(-1)
+        return (difference.square().sum(-1) + 1e-8).sqrt()
+    return (difference.square() if loss == "l2" else difference.abs()).mean(-1)
 
 
 def generalized_iou(one: Tensor, other: Tensor) -> Tensor:

@@ -14,21 +14,13 @@ from numpy.typing import NDArray
 
 from cropscore_ray import grid, images
 from cropscore_ray.config import PreprocessConfig, ScorerConfig
-from cropscore_ray.training.crops import (
-    NO_OVERLAP,
-    Box,
-    CropDataset,
-    LabelledImages,
-    Request,
-    evenly,
-    scorer_sampler,
-    square_overlaps,
-)
+from cropscore_ray.training.crops import NO_OVERLAP, evenly, square_overlaps
+from cropscore_ray.training.dataset import Box, ImageDataset, LabelledImages, Request
 
 _REGIONS_AN_IMAGE = 8  # one pass gives the maps; more regions of the same image cost nothing
 
 
-class PyramidDataset(CropDataset):
+class PyramidDataset(ImageDataset):
     """One whole image and some regions of it an epoch, at the level of the step."""
 
     def __init__(
@@ -40,7 +32,7 @@ class PyramidDataset(CropDataset):
         stride: int,
     ) -> None:
         """Take the scorer's settings, and the pixels of the network's input to a map cell."""
-        super().__init__(data, scorer_sampler(config), preprocess, seed)
+        super().__init__(data, preprocess, seed)
         self.config = config
         self.sides = [grid.CELLS * stride * level for level in grid.LEVELS]
 

@@ -11,25 +11,18 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from cropscore_ray.config import SgdConfig
 from cropscore_ray.errors import ConfigError
-from cropscore_ray.images import normalize
-from cropscore_ray.inference import best_dtype
-from cropscore_ray.networks import Network
-from cropscore_ray.training.batches import Batch, Feed, make_plan, on_device
-from cropscore_ray.training.crops import Calibration, CropDataset, crop_losses, fit_calibration
-from cropscore_ray.training.heads import WithAuxHeads
+from cropscore_ray.training.batches import Batch, Feed, make_plan
+from cropscore_ray.training.dataset import ImageDataset
 from cropscore_ray.training.optimizer import make_optimizer, moving_average
 
 logger = logging.getLogger(__name__)
-
-_CALIBRATION_CROPS = 400
 
 State = dict[str, Any]
 
@@ -61,19 +54,36 @@ class Worker:
     """The state of the last checkpoint of a training that was stopped."""
 
 
+class Objective(Protocol):
+    """What a network is to learn."""
+
+    def trained(self, network: Any) -> nn.Module:
+        """Return what is trained in the network's place: itself, or itself in a wrapper."""
+
+    def prepare(self, network: Any, device: torch.device) -> None:
+        """Find out what must be known before the first step of a new training."""
+
+    def state(self) -> Any:
+        """Return what `prepare` found, for a checkpoint."""
+
+    def load(self, state: Any) -> None:
+        """Take what `prepare` found at another time."""
+
+    def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a pass's mean loss, and how many of its images are judged right, of how many."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkTask:
-    """One network to train: its name in the bundle, first weights, crops and settings."""
+    """One network to train: its name in the bundle, first weights, images, loss and settings."""
 
     name: str
-    make: Callable[[], Network]
-    dataset: CropDataset
+    make: Callable[[], Any]
+    """A module with its first weights."""
+    dataset: ImageDataset
+    objective: Objective
     config: SgdConfig
     seed: int
-    learns_overlap: bool = False
-    """Whether the sampler draws squares of the grid."""
-    aux_weight: float = 0.0
-    """Weight of each auxiliary head's loss; 0: none are made."""
 
 
 def train_networks(tasks: list[NetworkTask], worker: Worker) -> dict[str, State]:
@@ -94,8 +104,8 @@ def _train_network(task: NetworkTask, worker: Worker, state: State) -> State:
     session = _Session(task, worker)
     if state["current"]:
         session.load(state["current"])
-    elif task.learns_overlap and task.config.epochs:
-        session.calibration = _first_calibration(session.network, task.dataset, worker.device)
+    elif task.config.epochs:
+        task.objective.prepare(session.network, worker.device)
     for metrics in session.run():
         snapshot = partial(_snapshot, state["finished"], session)
         worker.checkpoint({"network": task.name, **metrics}, snapshot)
@@ -107,28 +117,6 @@ def _snapshot(finished: State, session: "_Session") -> State:
     return {"finished": finished, "current": session.state()}
 
 
-def _first_calibration(network: Network, dataset: CropDataset, device: torch.device) -> Calibration:
-    """Return how the untrained scorer's logits of grid squares read as overlaps."""
-    network.eval()
-    logits, overlaps = [torch.empty(0)], [torch.empty(0)]
-    with torch.no_grad():
-        for i in range(0, len(dataset), max(1, len(dataset) // _CALIBRATION_CROPS)):
-            one = dataset[dataset.request(i, epoch=0, step=i)]
-            batch = on_device(default_collate([one]), device)
-            logits_NC = network(*_inputs(batch, dataset)).float()
-            is_square = ~batch["overlap"].isnan()
-            own_logit = logits_NC.gather(1, batch["class_index"][:, None])[:, 0]
-            logits.append(own_logit[is_square].cpu())
-            overlaps.append(batch["overlap"][is_square].cpu().float())
-    return fit_calibration(torch.cat(logits), torch.cat(overlaps))
-
-
-def _inputs(batch: Batch, dataset: CropDataset) -> list[Tensor]:
-    """Return what the network is called with: normalized crops, and regions if there are any."""
-    crops_N3SS = normalize(batch["crop"], dataset.preprocess, torch.float32)
-    return [crops_N3SS, *([batch["regions"]] if "regions" in batch else [])]
-
-
 class _Session:
     """One network in training, with all that its steps change."""
 
@@ -136,22 +124,18 @@ class _Session:
         torch.manual_seed(task.seed)
         self.task = task
         self.worker = worker
-        self.network = task.make().to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = task.make().to(worker.device, memory_format=torch.channels_last)
         self.average = moving_average(self.network, task.config)
-        self.trained: nn.Module = self.network
-        if task.aux_weight:
-            heads = WithAuxHeads(self.network, self.network.fc.out_features)
-            self.trained = heads.to(worker.device)
+        self.trained = task.objective.trained(self.network).to(worker.device)
         self.module = worker.wrap(self.trained)
         self.plan = make_plan(
             task.name, len(task.dataset), task.config, task.seed, worker.rank, worker.num_workers
         )
         self.optimizer, self.schedule = make_optimizer(self.module, task.config, self.plan)
-        self.calibration = Calibration()
         self.history: list[dict[str, float]] = []
         self.step = 0
         self.sums = torch.zeros(4, dtype=torch.float64, device=worker.device)
-        """Of this epoch: loss, crops of the right class, class crops, unreadable images."""
+        """Of this epoch: loss, images judged right, images judged, unreadable ones."""
         self.seconds, self.waited_s = 0.0, 0.0  # of this epoch
 
     def final(self) -> nn.Module:
@@ -165,7 +149,7 @@ class _Session:
             "average": self.average.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "calibration": (self.calibration.scale, self.calibration.shift),
+            "objective": self.task.objective.state(),
             "step": self.step,
             "history": self.history,
             "epoch": (self.sums.cpu(), self.seconds, self.waited_s),
@@ -178,8 +162,7 @@ class _Session:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        scale, shift = state["calibration"]
-        self.calibration = Calibration(scale=scale, shift=shift)
+        self.task.objective.load(state["objective"])
         self.step, self.history = state["step"], state["history"]
         sums, self.seconds, self.waited_s = state["epoch"]
         self.sums.copy_(sums)
@@ -226,40 +209,20 @@ class _Session:
         return no_sync()
 
     def _take_pass(self, batch: Batch, num_images: int) -> None:
-        device = self.worker.device
-        dtype = best_dtype(device)
-        inputs = _inputs(batch, self.task.dataset)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            found = self.module(*inputs)
-        logits_NC, *aux = (
-            [one.float() for one in found] if self.task.aux_weight else [found.float()]
-        )
-        losses = partial(
-            crop_losses,
-            batch=batch,
-            label_smoothing=self.task.config.label_smoothing,
-            calibration=self.calibration,
-        )
-        loss = losses(logits_NC).mean()
-        total = loss + self.task.aux_weight * sum(losses(one).mean() for one in aux)
+        loss, right, judged = self.task.objective(self.module, batch)
         # Workers' gradients are averaged, and their shares may differ by an image.
-        weight = num_images * self.worker.num_workers / self.plan.batch_size
-        (weight * total).backward()  # type: ignore[no-untyped-call]
-        self._tally(weight * loss.detach(), logits_NC, batch)
-
-    def _tally(self, loss: Tensor, logits_NC: Tensor, batch: Batch) -> None:
-        is_class_crop = batch["overlap"].isnan()
-        right = (logits_NC.argmax(1) == batch["class_index"]) & is_class_crop
-        sums = [loss, right.sum(), is_class_crop.sum(), batch["num_failed"].sum()]
+        weighted = loss * (num_images * self.worker.num_workers / self.plan.batch_size)
+        weighted.backward()  # type: ignore[no-untyped-call]
+        sums = [weighted.detach(), right, judged, batch["num_failed"].sum()]
         self.sums += torch.stack([one.double() for one in sums])
 
     def _metrics(self) -> dict[str, float]:
-        """Return the epoch so far: mean loss, accuracy on class crops, failures and time.
+        """Return the epoch so far: mean loss, accuracy, failures and time.
 
         Raises:
             ConfigError: the loss is no longer a number.
         """
-        loss_sum, right, crops, failed = self.sums.tolist()
+        loss_sum, right, judged, failed = self.sums.tolist()
         taken = (self.step - 1) % self.plan.steps_an_epoch + 1
         if not math.isfinite(loss_sum):
             raise ConfigError(
@@ -269,7 +232,7 @@ class _Session:
         return {
             "epoch": (self.step - 1) // self.plan.steps_an_epoch + 1,
             "loss": loss_sum / taken,
-            "accuracy": right / crops if crops else 0.0,
+            "accuracy": right / judged if judged else 0.0,
             "failed": failed,
             "seconds": self.seconds,
             "input_wait": self.waited_s / self.seconds,

@@ -20,12 +20,9 @@ from cropscore_ray.config import TrainConfig
 from cropscore_ray.errors import DataError, ImageError
 from cropscore_ray.manifest import Manifest, read_manifest
 from cropscore_ray.scoring import CropScorer
-from cropscore_ray.training.crops import (
-    CropDataset,
-    LabelledImages,
-    classifier_sampler,
-    scorer_sampler,
-)
+from cropscore_ray.training.crop_loss import CropObjective
+from cropscore_ray.training.crops import CropDataset, classifier_sampler, scorer_sampler
+from cropscore_ray.training.dataset import ImageDataset, LabelledImages
 from cropscore_ray.training.regions import PyramidDataset
 from cropscore_ray.training.regressor import ScoredImages, pad_boxes, train_localizer
 from cropscore_ray.training.sgd import NetworkTask, State, Worker, train_networks
@@ -124,9 +121,13 @@ def train_classifiers(run: TrainingRun, worker: Worker) -> dict[str, State]:
             name=classifier_part(member),
             make=make,
             dataset=dataset,
+            objective=CropObjective(
+                dataset,
+                label_smoothing=config.classifier.label_smoothing,
+                aux_weight=config.classifier.aux_weight,
+            ),
             config=config.classifier,
             seed=seed,
-            aux_weight=config.classifier.aux_weight,
         )
         tasks.append(task)
     return train_networks(tasks, worker)
@@ -140,7 +141,7 @@ def train_scorer(run: TrainingRun, worker: Worker) -> dict[str, State]:
     seed = config.seed * 1000 + 500
     make = partial(bundle.network, classifier_part(0))
     sampler = scorer_sampler(config.scorer)
-    dataset = CropDataset(_labelled(rows), sampler, config.preprocess, seed)
+    dataset: ImageDataset = CropDataset(_labelled(rows), sampler, config.preprocess, seed)
     if config.mode == "pyramid":
         dataset = PyramidDataset(
             _labelled(rows), config.scorer, config.preprocess, seed, make().stride
@@ -149,9 +150,13 @@ def train_scorer(run: TrainingRun, worker: Worker) -> dict[str, State]:
         name=SCORER,
         make=make,
         dataset=dataset,
+        objective=CropObjective(
+            dataset,
+            label_smoothing=config.scorer.label_smoothing,
+            learns_overlap=config.scorer.grid_fraction > 0,
+        ),
         config=config.scorer,
         seed=seed,
-        learns_overlap=config.scorer.grid_fraction > 0,
     )
     return train_networks([task], worker)
 

@@ -15,7 +15,7 @@ from cropscore_ray.config import PreprocessConfig, SgdConfig
 from cropscore_ray.errors import ConfigError
 from cropscore_ray.training import optimizer
 from cropscore_ray.training.batches import Feed, Plan, make_plan
-from cropscore_ray.training.crops import CropDataset, LabelledImages, Request
+from cropscore_ray.training.dataset import ImageDataset, LabelledImages, Request
 
 CPU = torch.device("cpu")
 
@@ -64,14 +64,14 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
         make_plan("scorer", 100, SgdConfig(batch_size=4), seed=0, rank=0, num_workers=5)
 
 
-class Echo(CropDataset):
+class Echo(ImageDataset):
     """Gives back what it was asked for, in place of crops."""
 
     def __init__(self, num_images: int) -> None:
         some = LabelledImages(
             uris=[""] * num_images, classes=np.zeros(num_images, np.int64), boxes=[]
         )
-        super().__init__(some, lambda rng, boxes: (boxes, 0.0), PreprocessConfig(), seed=0)
+        super().__init__(some, PreprocessConfig(), seed=0)
         self.threads: set[int] = set()
 
     def __getitem__(self, request: Request) -> dict[str, Any]:

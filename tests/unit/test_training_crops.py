@@ -14,19 +14,15 @@ from torch import Tensor
 from cropscore_ray import grid
 from cropscore_ray.config import ClassifierConfig, PreprocessConfig, ScorerConfig
 from cropscore_ray.errors import DataError
+from cropscore_ray.training.crop_loss import Calibration, crop_losses, fit_calibration
 from cropscore_ray.training.crops import (
-    Calibration,
     CropDataset,
-    LabelledImages,
-    Request,
-    at_least_one_pixel,
     classifier_sampler,
-    crop_losses,
     distort,
-    fit_calibration,
     scorer_sampler,
     square_overlaps,
 )
+from cropscore_ray.training.dataset import LabelledImages, Request, at_least_one_pixel
 from cropscore_ray.training.regions import PyramidDataset, covering_cells, sample_region
 
 PREPROCESS = PreprocessConfig(input_px=32, frame_px=36)
