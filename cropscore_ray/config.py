@@ -65,7 +65,7 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SgdConfig:
-    """One stochastic training: SGD with momentum 0.9 and decay on all weights."""
+    """One stochastic training, by SGD or AdamW, with decay on all weights."""
 
     epochs: int = 8
     """Passes over the training images; 0 takes the initial weights as they are."""
@@ -82,8 +82,8 @@ class SgdConfig:
     """Keep the moving average of the weights with this decay a step; 0: the last weights."""
     weight_decay: float = 1e-4
     """L2 decay of weights."""
-    label_smoothing: float = 0.1
-    """Share of the target spread over all classes."""
+    optimizer: str = "sgd"
+    """sgd: momentum 0.9; adamw: with gradients cut to length 1."""
 
     def check(self, name: str) -> None:
         """Raise ConfigError if a field breaks its rule; `name` is the dotted prefix."""
@@ -96,12 +96,12 @@ class SgdConfig:
         known = ("cosine", "step")
         _require(self.schedule in known, f"{name}.schedule", self.schedule, "cosine or step")
         _require(0 <= self.ema_decay < 1, f"{name}.ema_decay", self.ema_decay, "from 0 to below 1")
-        _require(
-            0 <= self.label_smoothing < 1,
-            f"{name}.label_smoothing",
-            self.label_smoothing,
-            "from 0 to below 1",
-        )
+        known = ("sgd", "adamw")
+        _require(self.optimizer in known, f"{name}.optimizer", self.optimizer, "sgd or adamw")
+
+
+def _check_smoothing(name: str, share: float) -> None:
+    _require(0 <= share < 1, f"{name}.label_smoothing", share, "from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +110,8 @@ class ClassifierConfig(SgdConfig):
 
     init: str | None = None
     """torchvision:NAME, FILE.pth, inception-bn:FILE.npz, or None for random weights."""
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes."""
     num_members: int = 3
     """Networks, trained one after the other with different seeds."""
     min_area_fraction: float = 0.08
@@ -121,6 +123,7 @@ class ClassifierConfig(SgdConfig):
 
     def __post_init__(self) -> None:
         self.check("classifier")
+        _check_smoothing("classifier", self.label_smoothing)
         for name in ("photometric", "aux_weight"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"classifier.{name}", value, "from 0 to 1")
@@ -160,6 +163,7 @@ class ScorerConfig(SgdConfig):
 
     def __post_init__(self) -> None:
         self.check("scorer")
+        _check_smoothing("scorer", self.label_smoothing)
         for name in ("context_fraction", "jitter_fraction", "grid_fraction"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"scorer.{name}", value, "from 0 to 1")
@@ -230,7 +234,40 @@ class LocalizerConfig:
         )
 
 
-MODES = ("exact", "pyramid")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VoterConfig(SgdConfig):
+    """The localizer of votes mode: a head on the scorer's maps, whose cells vote for boxes."""
+
+    epochs: int = 16
+    """Passes over the localizer's images."""
+    batch_size: int = 32
+    """Images a step, over all workers together."""
+    learning_rate: float = 1e-3
+    """Peak rate, after 5 % linear warm-up."""
+    weight_decay: float = 0.05
+    """Decoupled decay."""
+    optimizer: str = "adamw"
+    """adamw: with gradients cut to length 1; sgd: momentum 0.9."""
+    width: int = 128
+    """Channels of the head."""
+    dropout: float = 0.3
+    """Of the head's channels."""
+    smallest_window: float = 0.5
+    """Every second image is seen through a window whose sides are at least this share of its."""
+    held_back_fraction: float = 0.1
+    """Share of the localizer's images that fit the confidence, and nothing else."""
+
+    def __post_init__(self) -> None:
+        self.check("voter")
+        _require(self.width >= 1, "voter.width", self.width, "1 or more")
+        _require(0 <= self.dropout < 1, "voter.dropout", self.dropout, "from 0 to below 1")
+        for name in ("smallest_window", "held_back_fraction"):
+            value = getattr(self, name)
+            _require(0 < value <= 1, f"voter.{name}", value, "above 0 and at most 1")
+
+
+SCORE_MODES = ("exact", "pyramid")
+MODES = (*SCORE_MODES, "votes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,7 +280,8 @@ class TrainConfig:
     """What the scorer and the localizer learn from.
 
     exact: 140 separate crops, as the poster. pyramid: the same squares as means of three
-    maps of the whole image, at a sixth of the cost.
+    maps of the whole image, at a sixth of the cost. votes: no scores of squares; the cells of
+    two of these maps vote for boxes.
     """
     seed: int = 0
     """Of weights, crops and splits."""
@@ -268,6 +306,7 @@ class TrainConfig:
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     localizer: LocalizerConfig = field(default_factory=LocalizerConfig)
+    voter: VoterConfig = field(default_factory=VoterConfig)
 
     def __post_init__(self) -> None:
         _require(self.mode in MODES, "mode", self.mode, "one of " + ", ".join(MODES))
@@ -279,11 +318,13 @@ class TrainConfig:
             f"from 1 to num_workers ({self.num_workers}), or null",
         )
         _require(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
+        # A scorer that is taken as it is needs no images.
+        all_of_them = self.localizer_fraction == 1 and self.scorer.epochs == 0
         _require(
-            0 < self.localizer_fraction < 1,
+            0 < self.localizer_fraction < 1 or all_of_them,
             "localizer_fraction",
             self.localizer_fraction,
-            "above 0 and below 1",
+            "above 0 and below 1, or 1 with scorer.epochs 0",
         )
 
 
@@ -292,7 +333,7 @@ class LocalizeConfig:
     """What a bulk run computes; part of the run's identity."""
 
     mode: str | None = None
-    """exact, pyramid (see TrainConfig.mode), or None: what the model learnt from."""
+    """exact, pyramid, votes (see TrainConfig.mode), or None: what the model learnt from."""
     classes: str = "both"
     """predicted: ranks 1 to top_k; label: rank 0, the manifest's class; both."""
     top_k: int = 5

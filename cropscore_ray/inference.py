@@ -79,16 +79,19 @@ class InferenceNetwork:
         )
         return compiled
 
-    def cells(self, crops: Tensor | Crops, cells: int | None = 1) -> Tensor:
+    def cells(
+        self, crops: Tensor | Crops, cells: int | None = 1, *, with_inner: bool = False
+    ) -> Tensor:
         """Return the mean maps of J x J cells of each crop, (N, D, J, J) float32.
 
         Args:
             crops: uint8 (N, S, S, 3) on the network's device, or what gives them in slices.
             cells: J; the maps' sides are its multiples. None: the maps as they are.
+            with_inner: whether channels of the maps before the last pooling follow.
         """
         side = crops.side if isinstance(crops, Crops) else crops.shape[1]
         while True:
-            run = partial(self._pass, crops, cells, self._lines(side))
+            run = partial(self._pass, crops, cells, with_inner, self._lines(side))
             try:
                 return torch.cat(self.each(run, self._passes(crops, side)))
             except RuntimeError as error:
@@ -103,19 +106,30 @@ class InferenceNetwork:
         self,
         crops: Tensor | Crops,
         cells: int | None,
+        with_inner: bool,
         lines: tuple[Tensor, Tensor],
         some: slice,
     ) -> Tensor:
         some_NSS3 = crops[some].to(self.device)
         if self.device.type != "cuda":
-            return self._forward(some_NSS3, lines, cells)
+            return self._forward(some_NSS3, lines, cells, with_inner)
         batch = some.stop - some.start
         # A copy, since a CUDA graph writes its next results to the same place.
-        return self._forward(padded(some_NSS3, batch), lines, cells)[: len(some_NSS3)].clone()
+        found = self._forward(padded(some_NSS3, batch), lines, cells, with_inner)
+        return found[: len(some_NSS3)].clone()
 
-    def _cells(self, crops_NSS3: Tensor, lines: tuple[Tensor, Tensor], cells: int | None) -> Tensor:
-        maps = self.network.features(scaled(crops_NSS3, *lines, self.dtype)).float()
-        return maps if cells is None else F.avg_pool2d(maps, maps.shape[-1] // cells)
+    def _cells(
+        self,
+        crops_NSS3: Tensor,
+        lines: tuple[Tensor, Tensor],
+        cells: int | None,
+        with_inner: bool,
+    ) -> Tensor:
+        x = scaled(crops_NSS3, *lines, self.dtype)
+        if not with_inner:
+            return _means(self.network.features(x), cells)
+        inner = self.network.inner(x)
+        return torch.cat([_means(self.network.last(inner), cells), _means(inner, cells)], 1)
 
     def _lines(self, side: int) -> tuple[Tensor, Tensor]:
         """Return what normalizes crops of a side; made once, outside what is compiled."""
@@ -173,6 +187,11 @@ class InferenceNetwork:
         logger.warning("out of memory on %s: passes of %d crops now", self.device, self.batch)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _means(maps: Tensor, cells: int | None) -> Tensor:
+    maps = maps.float()
+    return maps if cells is None else F.avg_pool2d(maps, maps.shape[-1] // cells)
 
 
 @cache

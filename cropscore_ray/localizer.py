@@ -45,9 +45,7 @@ class Localizer:
 
     def confidences(self, scores_NF: Tensor, boxes_N4: Tensor) -> Tensor:
         """Return the estimated probability that a box has IoU >= 0.5, (N,)."""
-        mean, scale, weight = self.confidence
-        evidence_NE = (box_evidence(scores_NF, boxes_N4) - mean) / scale
-        return torch.sigmoid(evidence_NE @ weight)
+        return probabilities(self.confidence, box_evidence(scores_NF, boxes_N4))
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return what a bundle stores."""
@@ -79,6 +77,12 @@ def apply_hidden(hidden: Layers, features_NF: Tensor) -> Tensor:
     for weight, bias in hidden:
         x = torch.relu(F.linear(x, weight, bias))
     return F.pad(x, (0, 1), value=1.0)
+
+
+def probabilities(confidence_3E: Tensor, evidence_NE: Tensor) -> Tensor:
+    """Return the logistic regression of evidence with its mean, scale and weight, (N,)."""
+    mean, scale, weight = confidence_3E
+    return torch.sigmoid((evidence_NE - mean) / scale @ weight)
 
 
 def ordered(boxes_N4: Tensor) -> Tensor:

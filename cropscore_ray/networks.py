@@ -54,6 +54,8 @@ class Network(nn.Module):
     dropout_fraction: float = 0.0
     stride: int
     """Pixels of the input to one cell of the maps."""
+    num_inner: int
+    """Channels of the maps before the last pooling."""
     aux_blocks: tuple[str, ...] = ()
     """Blocks that carry an auxiliary head while training from scratch."""
 
@@ -119,6 +121,8 @@ class GoogLeNet(Network):
         for name, widths in _GOOGLENET_BLOCKS.items():
             self.add_module(name, Inception(channels, *widths))
             channels = _out_channels(widths)
+            if name == "inception4e":
+                self.num_inner = channels
         self.fc = nn.Linear(channels, num_classes)
 
     def inner(self, x_N3HW: Tensor) -> Tensor:
@@ -151,6 +155,8 @@ class SmallGoogLeNet(Network):
             widths = _scaled(_GOOGLENET_BLOCKS[name], width)
             self.add_module(name, Inception(channels, *widths))
             channels = _out_channels(widths)
+            if name == "inception3b":
+                self.num_inner = channels
         self.fc = nn.Linear(channels, num_classes)
 
     def inner(self, x_N3HW: Tensor) -> Tensor:
@@ -182,6 +188,8 @@ class InceptionBN(Network):
         for name, widths in _INCEPTION_BN_BLOCKS.items():
             self.add_module(name, InceptionBNBlock(channels, widths))
             channels = widths[0] + widths[2] + widths[4] + widths[5]
+            if name == "e4":
+                self.num_inner = channels
         self.fc = nn.Linear(channels, num_classes)
 
     def inner(self, x_N3HW: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.decoding import Decoded, Fetched, decode_ahead
 from cropscore_ray.errors import ImageError
 from cropscore_ray.images import Pixels
-from cropscore_ray.localizer import from_tensors
+from cropscore_ray.localizer import Localizer, from_tensors
 from cropscore_ray.scoring import CropScorer, Look
 
 Row = dict[str, Any]
@@ -104,14 +104,15 @@ class ScoreStage:
         one.look.wait()
         first = 1 if self.config.classes == "predicted" else 0
         kept = slice(1 if first == 0 and one.row["class_index"] is None else 0, None)
-        probabilities, maps = one.look.probabilities_GK, one.look.maps_GKhw
         num_classes = one.look.classes_GK.shape[1]
         chosen = _Chosen(
             ranks=list(range(first, first + num_classes))[kept],
             classes_K=one.look.classes_GK[one.place, kept],
-            scores_KS=one.look.scores_GKS[one.place, kept],
-            probabilities=None if probabilities is None else probabilities[one.place, kept],
-            maps_Khw=None if maps is None else maps[one.place, kept],
+            scores_KS=_of(one.look.scores_GKS, one.place, kept),
+            boxes_K4=_of(one.look.boxes_GK4, one.place, kept),
+            evidence_KE=_of(one.look.evidence_GKE, one.place, kept),
+            probabilities=_of(one.look.probabilities_GK, one.place, kept),
+            maps_Khw=_of(one.look.maps_GKhw, one.place, kept),
         )
         return self._scored(one, chosen)
 
@@ -119,6 +120,7 @@ class ScoreStage:
         return {"image_id": row["image_id"], "status": failure.status, "error": str(failure)}
 
     def _scored(self, one: "_Seen", chosen: "_Chosen") -> list[Row]:
+        assert chosen.scores_KS is not None
         columns = zip(
             chosen.ranks, chosen.classes_K.tolist(), chosen.scores_KS.numpy(), strict=True
         )
@@ -153,7 +155,9 @@ class _Chosen:
 
     ranks: list[int]
     classes_K: Tensor
-    scores_KS: Tensor
+    scores_KS: Tensor | None
+    boxes_K4: Tensor | None
+    evidence_KE: Tensor | None
     probabilities: Tensor | None
     maps_Khw: Tensor | None
 
@@ -165,8 +169,10 @@ class LocalizeStage(ScoreStage):
 
     def __init__(self, bundle: Bundle, config: LocalizeConfig) -> None:
         super().__init__(bundle, config)
-        normalization = bundle.config.localizer.normalization
-        self.localizer = from_tensors(bundle.tensors(LOCALIZER), normalization)
+        self.localizer: Localizer | None = None
+        if bundle.config.mode != "votes":
+            normalization = bundle.config.localizer.normalization
+            self.localizer = from_tensors(bundle.tensors(LOCALIZER), normalization)
         self.cam_threshold = bundle.baselines.get("cam_threshold")
         self.with_maps = self.cam_threshold is not None
 
@@ -186,8 +192,7 @@ class LocalizeStage(ScoreStage):
     def _scored(self, one: _Seen, chosen: _Chosen) -> list[Row]:
         width, height = one.size_px
         sides = np.array([width, height, width, height], np.float32)
-        unit_K4 = self.localizer.boxes(chosen.scores_KS, chosen.classes_K)
-        confidences = self.localizer.confidences(chosen.scores_KS, unit_K4).tolist()
+        unit_K4, confidences = self._boxes(chosen)
         boxes = (unit_K4.numpy() * sides).tolist()
         rows = []
         for i, class_index in enumerate(chosen.classes_K.tolist()):
@@ -213,11 +218,27 @@ class LocalizeStage(ScoreStage):
             )
         return rows
 
+    def _boxes(self, chosen: _Chosen) -> tuple[Tensor, list[float]]:
+        """Return unit boxes, (K, 4), and their confidences: from scores, or from votes."""
+        if self.localizer is None:
+            assert chosen.boxes_K4 is not None
+            assert chosen.evidence_KE is not None
+            voter = self.scorer.voter
+            return chosen.boxes_K4, voter.confidences(chosen.evidence_KE).tolist()
+        assert chosen.scores_KS is not None
+        unit_K4 = self.localizer.boxes(chosen.scores_KS, chosen.classes_K)
+        return unit_K4, self.localizer.confidences(chosen.scores_KS, unit_K4).tolist()
+
     def _cam_box(self, chosen: _Chosen, i: int, sides: NDArray[np.float32]) -> list[float] | None:
         if self.cam_threshold is None or chosen.maps_Khw is None:
             return None
         unit = baselines.cam_box(chosen.maps_Khw[i], self.cam_threshold)
         return [float(side) for side in unit * sides]
+
+
+def _of(values: Tensor | None, place: int, kept: slice) -> Tensor | None:
+    """Return an image's part of a look, for the classes that get a row."""
+    return None if values is None else values[place, kept]
 
 
 def _number(values_K: Tensor | None, i: int) -> float | None:

@@ -2,8 +2,8 @@
 
 It holds the networks of a bundle on one device and looks at a group of images at a time.
 Exact mode scores 140 separate crops of an image; pyramid mode takes the means of the same
-squares from three maps of the whole image. It does not read files and knows neither tables
-nor Ray.
+squares from three maps of the whole image; in votes mode the cells of two maps vote for boxes.
+It does not read files and knows neither tables nor Ray.
 
 On a CPU an image's numbers are the same bits whatever its group: products are an image's
 own, since a library may add up in another order for another size.
@@ -15,21 +15,22 @@ for; C all classes; D channels; L levels; J = 7 cells a side; h, w a map's sides
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from cropscore_ray import grid, images
-from cropscore_ray.bundle import SCORER, Bundle, classifier_part
+from cropscore_ray import grid, images, voting
+from cropscore_ray.bundle import LOCALIZER, SCORER, Bundle, classifier_part
 from cropscore_ray.images import Crops, Pixels
 from cropscore_ray.inference import InferenceNetwork, best_dtype
 
 Scores = NDArray[np.float32]
 
 # Images that are looked at together: 8 x 140 crops fill a large GPU, as do 32 x 22.
-_GPU_GROUP = {"exact": 8, "pyramid": 32}
+_GPU_GROUP = {"exact": 8, "pyramid": 32, "votes": 64}
 _CPU_GROUP = 4
 _TEN = 10
 _WHOLE = ((0.0, 0.0, 1.0, 1.0),)
@@ -43,8 +44,12 @@ class Look:
     """The given class first, if one was given, then the predicted ones, most probable first."""
     probabilities_GK: Tensor | None
     """Of these classes; None if none were predicted."""
-    scores_GKS: Tensor
-    """The object scorer's logits on the 140 squares."""
+    scores_GKS: Tensor | None
+    """The object scorer's logits on the 140 squares; None in votes mode."""
+    boxes_GK4: Tensor | None
+    """Unit boxes that won the vote; None but in votes mode."""
+    evidence_GKE: Tensor | None
+    """What the confidence of these boxes is judged by."""
     maps_GKhw: Tensor | None
     """Class activation maps of classifier 0, if asked for."""
     wait: Callable[[], None]
@@ -62,7 +67,7 @@ class CropScorer:
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Load nothing yet; `mode` is exact or pyramid, the one that the bundle learnt if None."""
+        """Load nothing yet; `mode` is one of config.MODES, or None for what the bundle learnt."""
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = dtype or best_dtype(self.device)
         self.mode = mode or bundle.config.mode
@@ -88,6 +93,12 @@ class CropScorer:
                 largest_batch=each if self.device.type == "cpu" else each * self.group_images,
             )
         return self._networks[part]
+
+    @cached_property
+    def voter(self) -> voting.Voter:
+        """The bundle's localizer in votes mode, loaded when it is first asked for."""
+        fc = self.network(SCORER).fc
+        return voting.from_tensors(self._bundle.tensors(LOCALIZER), fc, self.device)
 
     def look(
         self,
@@ -117,12 +128,18 @@ class CropScorer:
         classes_GK = torch.cat(classes, 1)
         if top_k:
             probabilities_GK = probabilities_GC.gather(1, classes_GK)
-        scores_GKS = self.score(self.embed(on_device), classes_GK)
+        scores_GKS, elected = None, None
+        if self.mode == "votes":
+            elected = self.elect(on_device, classes_GK)
+        else:
+            scores_GKS = self.score(self.embed(on_device), classes_GK)
         maps_GKhw = self.class_maps(on_device, classes_GK) if with_maps else None
         return Look(
             classes_GK=classes_GK.to("cpu", non_blocking=True),
             probabilities_GK=_to_host(probabilities_GK),
-            scores_GKS=scores_GKS.to("cpu", non_blocking=True),
+            scores_GKS=_to_host(scores_GKS),
+            boxes_GK4=_to_host(elected[0]) if elected else None,
+            evidence_GKE=_to_host(elected[1]) if elected else None,
             maps_GKhw=_to_host(maps_GKhw),
             wait=self._mark(),
         )
@@ -149,7 +166,7 @@ class CropScorer:
 
     def embed(self, images_G: list[Pixels | Tensor]) -> Tensor:
         """Return the scorer's embedding of the 140 squares of images, (G, 140, D)."""
-        if self.mode == "pyramid":
+        if self.mode != "exact":
             return self.embed_regions(images_G, grid.square_rectangles())
         crops = self._crops(images_G, grid.unit_squares(), self.preprocess.input_px)
         return self.network(SCORER).cells(crops).view(len(images_G), grid.NUM_SQUARES, -1)
@@ -183,6 +200,25 @@ class CropScorer:
                 for embedding_SD, classes_K in pairs
             ]
         )
+
+    def elect(self, images_G: list[Pixels | Tensor], classes_GK: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the boxes that the cells of the scorer's maps vote for, and their evidence.
+
+        (G, K, 4) as fractions of the image, and (G, K, E).
+        """
+        network = self.network(SCORER)
+        side = voting.CELLS * network.network.stride
+        maps = voting.voter_maps(
+            network,
+            self._crops(images_G, _WHOLE, side, with_mirrors=True),
+            self._crops(images_G, _WHOLE, side // 2, with_mirrors=True),
+        )
+        elected = [
+            self.voter.elect(maps[slice(2 * i, 2 * i + 2)], classes_K)
+            for i, classes_K in enumerate(classes_GK)
+        ]
+        boxes, evidence = zip(*elected, strict=True)
+        return torch.stack(boxes), torch.stack(evidence)
 
     def score_squares(self, data: bytes, class_index: int) -> Scores:
         """Return the 140 logits of one class for an encoded image; ImageError if unreadable."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from cropscore_ray import pipeline, run_folder, storage
 from cropscore_ray.bundle import Bundle, load_bundle
-from cropscore_ray.config import LocalizeConfig
+from cropscore_ray.config import SCORE_MODES, LocalizeConfig
 from cropscore_ray.datasets import absolute_source
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import index
@@ -100,7 +100,10 @@ def _with_mode(command: str, config: LocalizeConfig, bundle: Bundle) -> Localize
             hint="leave --mode out, or train scorer and localizer of another bundle with "
             f"--set mode={config.mode}",
         )
-    return replace(config, mode=config.mode or learnt)
+    mode = config.mode or learnt
+    if command == "score" and mode not in SCORE_MODES:
+        mode = "pyramid"  # a voter's scorer scores squares as any other does
+    return replace(config, mode=mode)
 
 
 def _manifest_uri(source: str, out: str, shown: Progress, *, overwrite: bool) -> str:

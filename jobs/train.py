@@ -30,6 +30,7 @@ from cropscore_ray.training.stages import (
     train_classifiers,
     train_regressors,
     train_scorer,
+    train_voter,
     training_manifest,
 )
 from cropscore_ray.weights import adapt_config
@@ -176,9 +177,12 @@ def _drop_stale(stage: str, bundle: Bundle, shown: Progress) -> Bundle:
 def _train_localizer(
     run: TrainingRun, bundle: Bundle, manifest: Manifest, fingerprint: str, shown: Progress
 ) -> Bundle:
-    scored = _score_images(run, bundle, manifest, shown)
-    training = partial(train_regressors, run, storage.join(scored, "scores"))
-    trained = _fit(training, "localizer", fingerprint, run, shown, num_workers=1)
+    if run.config.mode == "votes":
+        trained = _fit(partial(train_voter, run), "localizer", fingerprint, run, shown)
+    else:
+        scored = _score_images(run, bundle, manifest, shown)
+        training = partial(train_regressors, run, storage.join(scored, "scores"))
+        trained = _fit(training, "localizer", fingerprint, run, shown, num_workers=1)
     bundle = save_part(
         bundle,
         LOCALIZER,
@@ -247,6 +251,8 @@ def _stage_fingerprint(stage: str, run: TrainingRun, bundle: Bundle, manifest: M
         "common": [config[name] for name in ("seed", "preprocess", "network")],
         "parts": [bundle.parts.get(name, {}).get("sha256") for name in _upstream(stage)],
     }
+    if stage == "localizer" and run.config.mode == "votes":
+        depends["settings"] = config["voter"]
     if stage != "classifier":
         depends["mode"] = config["mode"]
         depends["shares"] = [config["localizer_fraction"], config["max_localizer_images"]]

@@ -38,6 +38,14 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.uris)
 
+    def take(self, index: NDArray[np.int64]) -> "LabelledImages":
+        """Return some of the images."""
+        return LabelledImages(
+            uris=[self.uris[i] for i in index],
+            classes=self.classes[index],
+            boxes=[self.boxes[i] for i in index],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

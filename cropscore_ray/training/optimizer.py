@@ -1,4 +1,4 @@
-"""SGD with momentum, the rate of each step, and the moving average of what it finds."""
+"""The optimizer, the rate of each step, and the moving average of what it finds."""
 
 import math
 from functools import partial
@@ -20,15 +20,16 @@ def make_optimizer(
     module: nn.Module, config: SgdConfig, plan: Plan
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Return the optimizer of a training and the schedule of its rate."""
-    optimizer = torch.optim.SGD(
-        module.parameters(),
-        lr=config.learning_rate,
-        momentum=_MOMENTUM,
-        nesterov=True,
-        weight_decay=config.weight_decay,
-    )
-    rate = partial(rate_share, schedule=config.schedule, plan=plan)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    optimizer: torch.optim.Optimizer
+    parameters, rate, decay = module.parameters(), config.learning_rate, config.weight_decay
+    if config.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    else:
+        optimizer = torch.optim.SGD(
+            parameters, lr=rate, weight_decay=decay, momentum=_MOMENTUM, nesterov=True
+        )
+    share = partial(rate_share, schedule=config.schedule, plan=plan)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
 def rate_share(step: int, schedule: str, plan: Plan) -> float:

@@ -101,10 +101,13 @@ def train_networks(tasks: list[NetworkTask], worker: Worker) -> dict[str, State]
 
 
 def _train_network(task: NetworkTask, worker: Worker, state: State) -> State:
+    if not task.config.epochs:
+        torch.manual_seed(task.seed)
+        return {"weights": task.make().state_dict(), "metrics": []}
     session = _Session(task, worker)
     if state["current"]:
         session.load(state["current"])
-    elif task.config.epochs:
+    else:
         task.objective.prepare(session.network, worker.device)
     for metrics in session.run():
         snapshot = partial(_snapshot, state["finished"], session)
@@ -197,6 +200,8 @@ class _Session:
         for images in passes:
             with self._without_sync() if images is not passes[-1] else nullcontext():
                 self._take_pass(feed.take(), len(images))
+        if self.task.config.optimizer == "adamw":
+            nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimizer.step()
         self.schedule.step()
         if self.average:

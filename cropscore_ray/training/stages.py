@@ -14,18 +14,21 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from cropscore_ray import baselines, fetch, images, schema, storage
-from cropscore_ray.bundle import SCORER, Bundle, classifier_part, load_bundle
+from cropscore_ray import baselines, fetch, geometry, images, schema, storage, voting
+from cropscore_ray.bundle import LOCALIZER, SCORER, Bundle, classifier_part, load_bundle
 from cropscore_ray.config import TrainConfig
 from cropscore_ray.errors import DataError, ImageError
 from cropscore_ray.manifest import Manifest, read_manifest
 from cropscore_ray.scoring import CropScorer
+from cropscore_ray.training.confidence import fit_confidence
 from cropscore_ray.training.crop_loss import CropObjective
 from cropscore_ray.training.crops import CropDataset, classifier_sampler, scorer_sampler
 from cropscore_ray.training.dataset import ImageDataset, LabelledImages
 from cropscore_ray.training.regions import PyramidDataset
 from cropscore_ray.training.regressor import ScoredImages, pad_boxes, train_localizer
 from cropscore_ray.training.sgd import NetworkTask, State, Worker, train_networks
+from cropscore_ray.training.votes import VoteDataset, VoteObjective
+from cropscore_ray.voting import VotingHead
 from cropscore_ray.weights import initial_network
 
 _CAM_IMAGES = 300  # enough to choose one threshold of a coarse grid
@@ -171,8 +174,7 @@ def train_regressors(run: TrainingRun, scores_uri: str, worker: Worker) -> dict[
     _, rows = split_boxed(training_manifest(run.manifest_uri, run.split), run.config)
     scores, rows = _join_scores(scores_uri, rows)
     labelled = _labelled(rows)
-    sides = np.array([rows["width_px"], rows["height_px"]] * 2, np.float64).T
-    unit = [boxes / side for boxes, side in zip(labelled.boxes, sides, strict=True)]
+    unit = _unit_boxes(rows, labelled)
     data = ScoredImages(
         scores_NF=torch.from_numpy(scores),
         classes_N=torch.from_numpy(labelled.classes),
@@ -190,6 +192,80 @@ def train_regressors(run: TrainingRun, scores_uri: str, worker: Worker) -> dict[
         "metrics": metrics,
         "baselines": _fit_baselines(bundle, labelled, unit),
     }
+
+
+def train_voter(run: TrainingRun, worker: Worker) -> dict[str, Any]:
+    """Train a voting head on the localizer's images; fit its confidence and the baselines.
+
+    Returns:
+        what `train_regressors` does, in rank 0.
+    """
+    config = run.config
+    bundle = load_bundle(run.model_uri)
+    _, rows = split_boxed(training_manifest(run.manifest_uri, run.split), config)
+    labelled = _labelled(rows.filter(rows["width_px"].is_valid()))
+    seed = config.seed * 1000 + 700
+    order = np.random.default_rng(seed).permutation(len(labelled))
+    num_held = max(1, round(len(labelled) * config.voter.held_back_fraction))
+    network = bundle.network(SCORER)
+    dataset = VoteDataset(
+        labelled.take(order[num_held:]), config.voter, config.preprocess, seed, network.stride
+    )
+    task = NetworkTask(
+        name=LOCALIZER,
+        make=partial(
+            VotingHead,
+            network.fc.in_features,
+            network.num_inner,
+            width=config.voter.width,
+            dropout=config.voter.dropout,
+        ),
+        dataset=dataset,
+        objective=VoteObjective(dataset, CropScorer(bundle, device=worker.device).network(SCORER)),
+        config=config.voter,
+        seed=seed,
+    )
+    trained = train_networks([task], worker)[LOCALIZER]
+    if worker.rank != 0:
+        return {}
+    tensors, metrics = _with_confidence(bundle, trained["weights"], labelled.take(order[:num_held]))
+    return {
+        "tensors": tensors,
+        "metrics": {**metrics, "num_train": len(dataset), "epochs": trained["metrics"]},
+        "baselines": _fit_baselines(bundle, labelled, _unit_boxes(rows, labelled)),
+    }
+
+
+def _with_confidence(
+    bundle: Bundle, weights: State, held: LabelledImages
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Return a voter's tensors with a confidence fitted on held-back images, and its error."""
+    scorer = CropScorer(bundle, mode="votes")
+    unfitted = voting.to_tensors(weights, torch.zeros(3, voting.NUM_EVIDENCE))
+    scorer.voter = voting.from_tensors(unfitted, scorer.network(SCORER).fc, scorer.device)
+    evidence, hits = [], []
+    for uri, class_index, true in zip(held.uris, held.classes, held.boxes, strict=True):
+        try:
+            pixels = images.decode(fetch.fetch_image(uri))
+        except ImageError:
+            continue  # as in training, where it was counted
+        height, width = pixels.shape[:2]
+        classes_GK = torch.tensor([[class_index]], device=scorer.device)
+        unit_GK4, evidence_GKE = scorer.elect([pixels], classes_GK)
+        box = unit_GK4[0].cpu().numpy() * [width, height, width, height]
+        evidence.append(evidence_GKE[0, 0].cpu())
+        hits.append(geometry.iou(box, true).max() >= 0.5)
+    hits_N = torch.tensor(hits)
+    confidence = fit_confidence(torch.stack(evidence), hits_N)
+    metrics = {"num_held_back": len(hits), "held_back_error": 1 - float(hits_N.float().mean())}
+    return voting.to_tensors(weights, confidence), metrics
+
+
+def _unit_boxes(rows: pa.Table, labelled: LabelledImages) -> list[NDArray[np.float64]]:
+    """Return the true boxes of rows with known sizes, as fractions of the image."""
+    sized = rows.filter(rows["width_px"].is_valid())
+    sides = np.array([sized["width_px"], sized["height_px"]] * 2, np.float64).T
+    return [boxes / side for boxes, side in zip(labelled.boxes, sides, strict=True)]
 
 
 def _join_scores(scores_uri: str, rows: pa.Table) -> tuple[NDArray[np.float32], pa.Table]:

@@ -291,6 +291,30 @@ def test_a_killed_actor_loses_no_row_and_doubles_none(flow: Flow):
     assert rows(out) == rows(flow.run)
 
 
+def test_a_voters_model_localizes_and_still_scores(flow: Flow, tmp_path: Path) -> None:
+    model, out = str(tmp_path / "model"), str(tmp_path / "run")
+    settings = ["mode=votes", "scorer.epochs=0", "localizer_fraction=1", "voter.epochs=1"]
+    config = with_settings(recipes.smoke(), ["classifier.num_members=1", *settings])
+    bundle = train.run("all", data=flow.manifest, model=model, config=config)
+    metrics = bundle.parts["localizer"]["metrics"]
+    assert (metrics["num_train"], metrics["num_held_back"]) == (58, 6)
+    record = localize.run(
+        "localize", source=flow.manifest, split="val", model=model, out=out, config=CONFIG
+    )
+    assert record["config"]["mode"] == "votes"
+    found = rows(out)
+    assert len(found) == NUM_VAL * 6
+    for row in found:
+        assert row["status"] == "ok"
+        assert 0 <= row["xmin"] < row["xmax"] <= row["width_px"]
+        assert 0 <= row["ymin"] < row["ymax"] <= row["height_px"]
+        assert 0 < row["confidence"] < 1
+    scores = localize.run(
+        "score", source=flow.manifest, split="val", model=model, out=out + "-scores", config=CONFIG
+    )
+    assert scores["config"]["mode"] == "pyramid"
+
+
 def test_a_pyramids_model_localizes_in_its_own_mode(flow: Flow, tmp_path: Path) -> None:
     model = str(tmp_path / "model")
     settings = ["mode=pyramid", "classifier.num_members=1", "max_localizer_images=16"]

@@ -1,0 +1,174 @@
+"""Training a voting head: whole images through windows, and what each cell should vote.
+
+Shape suffixes: N images; M true boxes, padded with NO_BOX; V cells.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import default_collate
+
+from cropscore_ray import images
+from cropscore_ray.config import PreprocessConfig, VoterConfig
+from cropscore_ray.inference import InferenceNetwork, best_dtype
+from cropscore_ray.training.batches import Batch, on_device
+from cropscore_ray.training.dataset import Box, ImageDataset, LabelledImages, Request
+from cropscore_ray.training.losses import NO_BOX, best_iou, generalized_iou
+from cropscore_ray.voting import (
+    CELLS,
+    VoterMaps,
+    VotingHead,
+    class_weights,
+    mirrored,
+    voted_boxes,
+    voter_maps,
+)
+
+_MOST_BOXES = 32  # an image's largest ones; crowds of more small objects are rare
+_LEAST_SEEN = 0.3  # of an object's area must be in the window for it to count
+_SCALE_IMAGES = 200
+_GIOU_WEIGHT, _L1_WEIGHT = 2.0, 0.5
+
+
+class VoteDataset(ImageDataset):
+    """An image an epoch, whole or through a window, at the two sides that a voter reads."""
+
+    def __init__(
+        self,
+        data: LabelledImages,
+        config: VoterConfig,
+        preprocess: PreprocessConfig,
+        seed: int,
+        stride: int,
+    ) -> None:
+        """Take the voter's settings, and the pixels of the network's input to a map cell."""
+        super().__init__(data, preprocess, seed)
+        self.config = config
+        self.sides = {"large": CELLS * stride, "small": CELLS // 2 * stride}
+
+    def _sample(self, request: Request) -> dict[str, Any]:
+        """Return large and small, uint8 (S, S, 3), class_index, and boxes, (32, 4)."""
+        rng, pixels, boxes_M4 = self._read(request)
+        height, width = pixels.shape[:2]
+        window, seen_M4 = draw_window(rng, boxes_M4, self.config.smallest_window)
+        box = window * np.array([width, height, width, height])
+        views = {name: images.crop(pixels, box[None], side)[0] for name, side in self.sides.items()}
+        boxes = torch.full((_MOST_BOXES, 4), NO_BOX)
+        largest = np.argsort(-(seen_M4[:, 2:] - seen_M4[:, :2]).prod(1))[:_MOST_BOXES]
+        boxes[: len(largest)] = torch.from_numpy(seen_M4[largest]).float()
+        if rng.random() < 0.5:
+            views = {name: view.flip(1) for name, view in views.items()}
+            boxes = torch.where(boxes == NO_BOX, boxes, mirrored(boxes))
+        return {**views, "class_index": int(self.data.classes[request.image]), "boxes": boxes}
+
+
+def draw_window(rng: np.random.Generator, boxes_M4: Box, smallest: float) -> tuple[Box, Box]:
+    """Draw a part of the image, and return it with the boxes as they lie in it.
+
+    Every second image is seen whole, and so is one whose window would leave out all objects.
+    """
+    whole = np.array([0.0, 0.0, 1.0, 1.0])
+    if rng.random() < 0.5:
+        return whole, boxes_M4
+    sides = rng.uniform(smallest, 1.0, 2)
+    low = rng.uniform(0.0, 1.0 - sides)
+    moved_M4 = (boxes_M4 - np.tile(low, 2)) / np.tile(sides, 2)
+    seen_M4 = moved_M4.clip(0.0, 1.0)
+    areas = [(one[:, 2:] - one[:, :2]).prod(1) for one in (seen_M4, moved_M4)]
+    counts = areas[0] > _LEAST_SEEN * areas[1]
+    if not counts.any():
+        return whole, boxes_M4
+    return np.concatenate([low, low + sides]), seen_M4[counts]
+
+
+class VoteObjective:
+    """The loss of a voting head on the maps of a scorer that stays as it is."""
+
+    def __init__(self, dataset: VoteDataset, scorer: InferenceNetwork) -> None:
+        """Take the scorer as it will serve the voter, so that both see the same maps."""
+        self.dataset = dataset
+        self.scorer = scorer
+        self.class_CD = class_weights(scorer.fc)
+
+    def trained(self, network: VotingHead) -> nn.Module:
+        """Return the head itself."""
+        return network
+
+    def prepare(self, network: VotingHead, device: torch.device) -> None:
+        """Scale each channel of the maps to unit size, as measured on some images."""
+        requests = range(0, len(self.dataset), max(1, len(self.dataset) // _SCALE_IMAGES))
+        readers = {"last": network.last, "inner": network.inner, "whole": network.whole}
+        squares: dict[str, list[Tensor]] = {name: [] for name in readers}
+        for i in requests:
+            one = self.dataset[self.dataset.request(i, epoch=0, step=i)]
+            maps = self._maps(on_device(default_collate([one]), device))
+            for name, found in squares.items():
+                found.append(getattr(maps, f"{name}_NDhw").square().mean((0, 2, 3)))
+        for name, found in squares.items():
+            size = torch.stack(found).mean(0).sqrt()
+            readers[name].scale.copy_(1 / size.clamp_min(1e-2))
+
+    def state(self) -> Any:
+        """Return nothing: scales are buffers of the head."""
+        return None
+
+    def load(self, state: Any) -> None:
+        """Take nothing."""
+
+    def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a pass's mean loss, and how many images' surest votes fit, of how many."""
+        maps = self._maps(batch)
+        device = batch["large"].device
+        dtype = best_dtype(device)
+        class_ND = self.class_CD[batch["class_index"]]
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            votes_N5V = module(maps, class_ND)
+        boxes_NV4 = voted_boxes(votes_N5V)
+        loss = vote_losses(votes_N5V[:, 0], boxes_NV4, batch["boxes"]).mean()
+        surest = votes_N5V[:, 0].argmax(1)
+        each = torch.arange(len(surest), device=device)
+        hit = best_iou(boxes_NV4[each, surest].detach().clamp(0, 1), batch["boxes"]) >= 0.5
+        return loss, hit.sum(), torch.tensor(len(hit), device=device)
+
+    def _maps(self, batch: Batch) -> VoterMaps:
+        return voter_maps(self.scorer, batch["large"], batch["small"])
+
+
+def vote_losses(logits_NV: Tensor, boxes_NV4: Tensor, true_NM4: Tensor) -> Tensor:
+    """Return each image's loss, (N,).
+
+    A cell's logit is judged by whether its centre lies in a true box, cells inside and
+    outside weighing alike; its box, if it does, by GIoU and L1 with the box around it that it
+    is nearest to.
+    """
+    is_box_NM = true_NM4[..., 0] < NO_BOX
+    true_NM4 = torch.where(is_box_NM[..., None], true_NM4, torch.zeros(()))
+    inside_NVM = _cells_inside(true_NM4) & is_box_NM[:, None]
+    pred, true = boxes_NV4[:, :, None], true_NM4[:, None]
+    distance_NVM = _GIOU_WEIGHT * (1 - generalized_iou(pred, true))
+    distance_NVM = distance_NVM + _L1_WEIGHT * (pred - true).abs().mean(-1)
+    nearest_NV = torch.where(inside_NVM, distance_NVM, torch.tensor(1e6)).amin(2)
+    inside_NV = inside_NVM.any(2)
+    box_loss = _mean_over(nearest_NV, inside_NV)
+    wrong_NV = F.binary_cross_entropy_with_logits(logits_NV, inside_NV.float(), reduction="none")
+    return box_loss + 0.5 * (_mean_over(wrong_NV, inside_NV) + _mean_over(wrong_NV, ~inside_NV))
+
+
+def _cells_inside(boxes_NM4: Tensor) -> Tensor:
+    """Say which cells' centres lie in which boxes, (N, V, M); no box is less than a cell."""
+    at = (torch.arange(CELLS, device=boxes_NM4.device) + 0.5) / CELLS
+    y, x = (one.flatten() for one in torch.meshgrid(at, at, indexing="ij"))
+    centre_V2 = torch.stack([x, y], -1)[None, :, None]
+    sides_NM2 = boxes_NM4[..., 2:] - boxes_NM4[..., :2]
+    more_NM2 = (0.5 / CELLS - sides_NM2 / 2).clamp_min(0)
+    low, high = boxes_NM4[..., :2] - more_NM2, boxes_NM4[..., 2:] + more_NM2
+    return ((centre_V2 >= low[:, None]) & (centre_V2 <= high[:, None])).all(-1)
+
+
+def _mean_over(values_NV: Tensor, counted_NV: Tensor) -> Tensor:
+    """Return the mean of the values that count, (N,); 0 where none does."""
+    counted = torch.where(counted_NV, values_NV, torch.zeros(()))
+    return counted.sum(1) / counted_NV.sum(1).clamp_min(1)
