@@ -123,7 +123,7 @@ class InferenceNetwork:
         crops_NSS3: Tensor,
         lines: tuple[Tensor, Tensor],
         cells: int | None,
-        with_inner: bool,
+        with_inner: bool = False,
     ) -> Tensor:
         x = scaled(crops_NSS3, *lines, self.dtype)
         if not with_inner:

@@ -191,8 +191,9 @@ def test_what_halving_cannot_mend_is_raised(
         small.cells(random_crops(8))
 
 
+@pytest.mark.parametrize("with_inner", [False, True])
 def test_a_gpus_compiler_sees_one_graph(
-    small: InferenceNetwork, monkeypatch: pytest.MonkeyPatch
+    small: InferenceNetwork, monkeypatch: pytest.MonkeyPatch, with_inner: bool
 ) -> None:
     # What a GPU runs in place of the CPU's own pooling.
     monkeypatch.setattr("cropscore_ray.fused.max_pool", nn.functional.max_pool2d)
@@ -200,8 +201,8 @@ def test_a_gpus_compiler_sees_one_graph(
     compiled = torch.compile(small._cells, backend="aot_eager", fullgraph=True, dynamic=False)
     crops = random_crops(2)
     with torch.inference_mode():
-        found = compiled(crops, small._lines(56), 7)
-    torch.testing.assert_close(found, small.cells(crops, 7))
+        found = compiled(crops, small._lines(56), 7, with_inner)
+    torch.testing.assert_close(found, small.cells(crops, 7, with_inner=with_inner))
 
 
 def test_the_engine_says_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
