@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(1800)
 
 SETTINGS = (
     "classifier.num_members=1",
-    "classifier.epochs=50",
+    "classifier.epochs=80",
     "classifier.ema_decay=0.99",
     "checkpoint_steps=5",
     "num_workers=2",
@@ -59,11 +59,19 @@ class Machines:
         }
 
     def kill_worker(self) -> None:
-        os.kill(random.choice(list(self.workers())), signal.SIGKILL)
+        os.kill(random.choice(list(self.running())), signal.SIGKILL)
+
+    def running(self) -> dict[int, int]:
+        """Return `workers`, once there are any."""
+        deadline_s = time.monotonic() + 120
+        while not (found := self.workers()):
+            assert time.monotonic() < deadline_s, "no training worker is running"
+            time.sleep(0.1)
+        return found
 
     def kill_node(self) -> None:
         """Kill a node that holds a worker, all at once, and give a fresh one."""
-        raylet = next(iter(self.workers().values()))
+        raylet = next(iter(self.running().values()))
         for node in list(self.cluster.worker_nodes):
             if node.all_processes["raylet"][0].process.pid == raylet:
                 self.cluster.remove_node(node, allow_graceful=False)
@@ -90,10 +98,9 @@ def start(machines: Machines, manifest: str, model: Path) -> subprocess.Popen[by
     command += ["--data", manifest, "--model", str(model), "--recipe", "smoke"]
     for one in SETTINGS:
         command += ["--set", one]
-    log = (model.parent / f"{model.name}.log").open("ab")
-    return subprocess.Popen(
-        command, stdout=log, stderr=log, env=os.environ | {"RAY_ADDRESS": machines.cluster.address}
-    )
+    environment = os.environ | {"RAY_ADDRESS": machines.cluster.address}
+    with (model.parent / f"{model.name}.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
 def checkpoints(model: Path) -> set[str]:
