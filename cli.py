@@ -266,7 +266,8 @@ def evaluate(
 ) -> None:
     """Print the ILSVRC errors of predictions beside the baselines.
 
-    PREDICTIONS is a run folder, a predictions table, or a file in an ILSVRC format.
+    PREDICTIONS is a run folder, a predictions table, or a file in an ILSVRC format; of a model
+    bundle, its classifiers' errors with one crop and with ten are printed.
 
     \b
     Example:
@@ -274,6 +275,15 @@ def evaluate(
     """
     from cropscore_ray.jobs import evaluate as job
 
+    if job.is_model(predictions):
+        from cropscore_ray.jobs import classify
+        from cropscore_ray.progress import Progress
+
+        shown = Progress()
+        with shown.live():
+            found = classify.run(predictions, data, split=split, json_path=json_path, shown=shown)
+        click.echo(classify.render(found))
+        return
     evaluation = job.run(
         predictions, data, split=split, json_path=json_path, format=format_, meta=meta
     )

@@ -235,6 +235,14 @@ class CropScorer:
 
         Softmax comes before the mean (GoogLeNet paper, section 7).
         """
+        return self.member_probabilities(images_G).mean(2).mean(0)
+
+    @torch.inference_mode()
+    def member_probabilities(self, images_G: list[Pixels | Tensor]) -> Tensor:
+        """Return each classifier's class probabilities on each crop, (classifiers, G, T, C).
+
+        The crops are those of `images.ten_crop_boxes`, then their mirrors.
+        """
         side = self.preprocess.input_px
         five = images.ten_crop_boxes(self.preprocess)
         ten = self._crops(images_G, five, side, with_mirrors=True)
@@ -243,8 +251,8 @@ class CropScorer:
             network = self.network(classifier_part(member))
             embedding_GTD = network.cells(ten).view(len(images_G), _TEN, -1)
             logits_GTC = torch.stack([network.fc(one_TD) for one_TD in embedding_GTD])
-            members.append(logits_GTC.softmax(2).mean(1))
-        return torch.stack(members).mean(0)
+            members.append(logits_GTC.softmax(2))
+        return torch.stack(members)
 
     @torch.inference_mode()
     def class_maps(self, images_G: list[Pixels | Tensor], classes_GK: Tensor) -> Tensor:

@@ -49,6 +49,11 @@ def run(
     return evaluation
 
 
+def is_model(uri: str) -> bool:
+    """Tell whether what is to be evaluated is a model bundle instead of predictions."""
+    return storage.exists(storage.join(uri, "model.json"))
+
+
 def _read(
     uri: str, manifest: Manifest, split: str | None, format: str, meta: str | None
 ) -> tuple[pa.Table, list[float] | None]:
@@ -100,22 +105,22 @@ def render(evaluation: Evaluation) -> str:
         ("best constant box", lambda figures: figures.baselines.constant_box),
         ("whole image", lambda figures: figures.baselines.whole_image),
     ]
-    head = _line("error with the class known, %", "all", "single-box", "multi-box")
-    body = [_line(f"  {name}", *(_percent(of(group)) for group in groups)) for name, of in sources]
-    counts = _line("  images with boxes", *(f"{group.num_boxed:,}" for group in groups))
+    head = line("error with the class known, %", "all", "single-box", "multi-box")
+    body = [line(f"  {name}", *(percent(of(group)) for group in groups)) for name, of in sources]
+    counts = line("  images with boxes", *(f"{group.num_boxed:,}" for group in groups))
     return "\n".join([head, *body, counts, "", *_other_errors(evaluation), _counts(evaluation)])
 
 
 def _other_errors(evaluation: Evaluation) -> list[str]:
     error = evaluation.overall.error
-    acc = [_percent(rate) for rate in evaluation.max_box_acc.values()]
+    acc = [percent(rate) for rate in evaluation.max_box_acc.values()]
     return [
-        _line("error of the guesses, %", "top 1", "top 5"),
-        _line("  localization", _percent(error.loc_top1), _percent(error.loc_top5)),
-        _line("  classification", _percent(error.cls_top1), _percent(error.cls_top5)),
+        line("error of the guesses, %", "top 1", "top 5"),
+        line("  localization", percent(error.loc_top1), percent(error.loc_top5)),
+        line("  classification", percent(error.cls_top1), percent(error.cls_top5)),
         "",
-        _line("accuracy of the box, %", *(f"IoU >= {key}" for key in evaluation.max_box_acc)),
-        _line("  MaxBoxAcc", *acc),
+        line("accuracy of the box, %", *(f"IoU >= {key}" for key in evaluation.max_box_acc)),
+        line("  MaxBoxAcc", *acc),
         "",
         *_confidence(evaluation),
     ]
@@ -127,10 +132,10 @@ def _confidence(evaluation: Evaluation) -> list[str]:
         return []
     errors = found.error_at_coverage
     return [
-        _line("error of the most confident, %", *(f"{float(key):.0%}" for key in errors)),
-        _line("  class known", *(f"{100 * value:.1f}" for value in errors.values())),
-        _line("confidence against hits", "ECE, points", "by chance", "Brier score", "without"),
-        _line(
+        line("error of the most confident, %", *(f"{float(key):.0%}" for key in errors)),
+        line("  class known", *(f"{100 * value:.1f}" for value in errors.values())),
+        line("confidence against hits", "ECE, points", "by chance", "Brier score", "without"),
+        line(
             "  class known",
             *(f"{100 * value:.1f}" for value in (found.ece, found.ece_by_chance)),
             *(f"{value:.3f}" for value in (found.brier, found.brier_base_rate)),
@@ -147,11 +152,13 @@ def _counts(evaluation: Evaluation) -> str:
     )
 
 
-def _percent(rate: Rate | None) -> str:
+def percent(rate: Rate | None) -> str:
+    """Return a rate as a percentage with its standard error; a dash for None."""
     if rate is None:
         return "-"
     return f"{100 * rate.fraction:.1f} ± {100 * rate.standard_error:.1f}"
 
 
-def _line(name: str, *cells: str) -> str:
+def line(name: str, *cells: str) -> str:
+    """Return a row of a table as plain text."""
     return f"{name:<32}" + "".join(f"{cell:>14}" for cell in cells)

@@ -1,0 +1,91 @@
+"""Classifiers' errors on one crop and on ten, against the scorer's own probabilities."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from cropscore_ray import images
+from cropscore_ray.bundle import Bundle, save_bundle, save_part
+from cropscore_ray.cli import main
+from cropscore_ray.config import NetworkConfig, PreprocessConfig, TrainConfig
+from cropscore_ray.datasets.drawn import draw_image_set
+from cropscore_ray.jobs import index
+from cropscore_ray.manifest import read_manifest
+from cropscore_ray.networks import make_network
+from cropscore_ray.scoring import CropScorer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Bundle]:
+    folder: Path = tmp_path_factory.mktemp("classify")
+    labels = draw_image_set(str(folder / "images"), num_train=8, num_val=24, seed=3)
+    manifest = str(folder / "manifest")
+    index.run(f"csv:{labels}", manifest)
+    classes = read_manifest(manifest).classes
+    config = TrainConfig(
+        recipe="test",
+        preprocess=PreprocessConfig(input_px=32, frame_px=40),
+        network=NetworkConfig(architecture="googlenet-small", width=0.125),
+    )
+    bundle = Bundle(
+        uri=str(folder / "model"), config=config, classes=classes, parts={}, baselines={}
+    )
+    save_bundle(bundle)
+    for member in range(2):
+        torch.manual_seed(member)
+        weights = dict(make_network(config.network, len(classes)).state_dict())
+        bundle = save_part(bundle, f"classifier-{member}", weights, metrics={})
+    return manifest, bundle
+
+
+def test_errors_are_those_of_the_probabilities(made: tuple[str, Bundle], tmp_path: Path) -> None:
+    manifest, bundle = made
+    rows = read_manifest(manifest).only("val").table.to_pylist()
+    Path(rows[3]["image_uri"]).write_bytes(b"broken")  # an error in every row
+    scorer, wrong = CropScorer(bundle), np.zeros((3, 2, 2))
+    for i, row in enumerate(rows):
+        if i == 3:
+            wrong += 1
+            continue
+        pixels = images.decode(Path(row["image_uri"]).read_bytes())
+        members = scorer.member_probabilities([pixels])[:, 0].numpy()
+        torch.testing.assert_close(
+            scorer.classify([pixels])[0], torch.from_numpy(members.mean((0, 1)))
+        )
+        for network, views in enumerate([*members, members.mean(0)]):
+            for crops, one in enumerate((views[4], views.mean(0))):
+                rank = list(np.argsort(-one)).index(row["class_index"])
+                wrong[network, crops] += [rank >= 1, rank >= 5]
+    out = tmp_path / "errors.json"
+    result = CliRunner().invoke(
+        main, ["evaluate", bundle.uri, "--data", manifest, "--json", str(out)]
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(out.read_text())
+    names = ["classifier-0", "classifier-1", "mean of 2"]
+    assert [(one["network"], one["num_crops"]) for one in found] == [
+        (name, crops) for name in names for crops in (1, 10)
+    ]
+    assert {one["num_images"] for one in found} == {24}
+    for at, one in enumerate(found):
+        expected = wrong[at // 2, at % 2] / 24
+        assert [one["cls_top1"], one["cls_top5"]] == pytest.approx(list(expected))
+    assert "mean of 2" in result.stdout
+
+
+def test_images_of_other_classes_are_refused(made: tuple[str, Bundle], tmp_path: Path) -> None:
+    _, bundle = made
+    folder = tmp_path / "photos" / "unknown"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(b"")
+    index.run(str(tmp_path / "photos"), str(tmp_path / "m"))
+    arguments = ["evaluate", bundle.uri, "--data", str(tmp_path / "m")]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=True)
+    assert result.exit_code == 1
+    assert "has a class of the model" in str(result.exception) + result.output
