@@ -277,11 +277,8 @@ def evaluate(
 
     if job.is_model(predictions):
         from cropscore_ray.jobs import classify
-        from cropscore_ray.progress import Progress
 
-        shown = Progress()
-        with shown.live():
-            found = classify.run(predictions, data, split=split, json_path=json_path, shown=shown)
+        found = classify.run(predictions, data, split=split, json_path=json_path)
         click.echo(classify.render(found))
         return
     evaluation = job.run(
@@ -348,18 +345,8 @@ def bench(what: str, model: str | None, images: int | None, rounds: int, as_json
         cropscore bench scorer --json
     """
     from cropscore_ray.jobs import bench as job
-    from cropscore_ray.progress import Progress
 
-    shown = Progress()
-
-    def progress(done: int, total: int) -> None:
-        shown.update(f"bench {what}", done, total)
-
-    with shown.live():
-        if what == "scorer":
-            found = job.scorer(model=model, rounds=rounds, progress=progress)
-        else:
-            found = job.localizer(images=images or 20, rounds=rounds, progress=progress)
+    found = job.run(what, model=model, images=images, rounds=rounds)
     click.echo(json.dumps(found, indent=2) if as_json else job.render(found))
 
 

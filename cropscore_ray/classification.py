@@ -67,7 +67,7 @@ def classifier_errors(
     ranks: list[Tensor] = []
     for group, classes_G in _groups(scorer, uris, labels):
         probabilities_MGTC = scorer.member_probabilities(group)
-        if len(group) and bundle.num_members > 1:
+        if bundle.num_members > 1:
             mean_1GTC = probabilities_MGTC.mean(0, keepdim=True)
             probabilities_MGTC = torch.cat([probabilities_MGTC, mean_1GTC])
         views = torch.stack([probabilities_MGTC[:, :, _CENTRE], probabilities_MGTC.mean(2)])

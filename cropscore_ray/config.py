@@ -17,6 +17,10 @@ def _require(holds: bool, name: str, value: object, rule: str) -> None:
         raise ConfigError(f"{name} is {value!r}, but it must be {rule}")
 
 
+def _one_of(known: tuple[str, ...], name: str, value: str) -> None:
+    _require(value in known, name, value, "one of " + ", ".join(known))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreprocessConfig:
     """How pixels enter a network; stored in the bundle, so that no stage can drift."""
@@ -54,12 +58,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         known = ("googlenet", "inception-bn", "googlenet-small")
-        _require(
-            self.architecture in known,
-            "network.architecture",
-            self.architecture,
-            "one of " + ", ".join(known),
-        )
+        _one_of(known, "network.architecture", self.architecture)
         _require(0 < self.width <= 4, "network.width", self.width, "above 0 and at most 4")
 
 
@@ -93,11 +92,9 @@ class SgdConfig:
         _require(passes, f"{name}.pass_size", self.pass_size, "1 or more, or null")
         _require(self.learning_rate > 0, f"{name}.learning_rate", self.learning_rate, "above 0")
         _require(self.weight_decay >= 0, f"{name}.weight_decay", self.weight_decay, "0 or more")
-        known = ("cosine", "step")
-        _require(self.schedule in known, f"{name}.schedule", self.schedule, "cosine or step")
+        _one_of(("cosine", "step"), f"{name}.schedule", self.schedule)
         _require(0 <= self.ema_decay < 1, f"{name}.ema_decay", self.ema_decay, "from 0 to below 1")
-        known = ("sgd", "adamw")
-        _require(self.optimizer in known, f"{name}.optimizer", self.optimizer, "sgd or adamw")
+        _one_of(("sgd", "adamw"), f"{name}.optimizer", self.optimizer)
 
 
 def _check_smoothing(name: str, share: float) -> None:
@@ -207,15 +204,8 @@ class LocalizerConfig:
     def __post_init__(self) -> None:
         widths = bool(self.hidden) and min(self.hidden) >= 1
         _require(widths, "localizer.hidden", self.hidden, "one width or more, each above 0")
-        known = ("zscore", "l2", "raw")
-        _require(
-            self.normalization in known,
-            "localizer.normalization",
-            self.normalization,
-            "one of " + ", ".join(known),
-        )
-        losses = ("euclidean", "l2", "l1", "giou")
-        _require(self.loss in losses, "localizer.loss", self.loss, "one of " + ", ".join(losses))
+        _one_of(("zscore", "l2", "raw"), "localizer.normalization", self.normalization)
+        _one_of(("euclidean", "l2", "l1", "giou"), "localizer.loss", self.loss)
         for name in ("epochs", "batch_size", "classwise_min_images"):
             value = getattr(self, name)
             _require(value >= 1, f"localizer.{name}", value, "1 or more")
@@ -309,7 +299,7 @@ class TrainConfig:
     voter: VoterConfig = field(default_factory=VoterConfig)
 
     def __post_init__(self) -> None:
-        _require(self.mode in MODES, "mode", self.mode, "one of " + ", ".join(MODES))
+        _one_of(MODES, "mode", self.mode)
         _require(self.num_workers >= 1, "num_workers", self.num_workers, "1 or more")
         _require(
             self.min_workers is None or 1 <= self.min_workers <= self.num_workers,
@@ -344,11 +334,9 @@ class LocalizeConfig:
     """Larger images are not decoded (status too_large): 100 take 0.7 GB, Pillow's copy counted."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.mode is None or self.mode in MODES, "mode", self.mode, "one of " + ", ".join(MODES)
-        )
-        known = ("predicted", "label", "both")
-        _require(self.classes in known, "classes", self.classes, "one of " + ", ".join(known))
+        if self.mode is not None:
+            _one_of(MODES, "mode", self.mode)
+        _one_of(("predicted", "label", "both"), "classes", self.classes)
         _require(1 <= self.top_k <= 1000, "top_k", self.top_k, "from 1 to 1000")
         _require(self.part_images >= 1, "part_images", self.part_images, "1 or more")
         _require(self.max_megapixels > 0, "max_megapixels", self.max_megapixels, "above 0")

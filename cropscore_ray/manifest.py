@@ -40,6 +40,11 @@ class Manifest:
             table=self.table.filter(pc.equal(self.table["split"], split)), classes=self.classes
         )
 
+    def class_map(self, model_classes: list[ImageClass]) -> list[int | None]:
+        """Return the index among a model's classes of each of the manifest's, matched by id."""
+        index = {one.id: i for i, one in enumerate(model_classes)}
+        return [index.get(one.id) for one in self.classes]
+
     def fingerprint(self) -> str:
         """Return a hash of the rows and classes that does not depend on how files are cut."""
         sink = pa.BufferOutputStream()

@@ -264,9 +264,3 @@ def _complete(folder: RunFolder, num_images: int) -> None:
         times={**folder.record["times"], "finished_at": run_folder.now()},
         complete=True,
     )
-
-
-def class_map(manifest: Manifest, model_classes: list[schema.ImageClass]) -> list[int | None]:
-    """Return the model's index of each of the manifest's classes, matched by id."""
-    index = {one.id: i for i, one in enumerate(model_classes)}
-    return [index.get(one.id) for one in manifest.classes]

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ from cropscore_ray.bench import scorer as scorer_bench
 from cropscore_ray.bench.measuring import Measured, machine, measure, ratio
 from cropscore_ray.bundle import SCORER, load_bundle
 from cropscore_ray.config import LocalizerConfig
-from cropscore_ray.errors import CropscoreError
+from cropscore_ray.errors import ConfigError, CropscoreError
 from cropscore_ray.grid import NUM_SQUARES
 from cropscore_ray.inference import best_dtype
+from cropscore_ray.progress import Progress
 
 _SAME = 1e-4
+_IMAGES_A_CLASS = 20
 
 RATIOS = (
     ("exact", "naive"),
@@ -24,6 +27,23 @@ RATIOS = (
     ("pyramid", "exact"),
     ("exact", "forward_only"),
 )
+
+
+def run(what: str, *, model: str | None, images: int | None, rounds: int) -> dict[str, Any]:
+    """Run a benchmark by name, and show how far it is; return machine, rows and ratios.
+
+    Raises:
+        ConfigError: an option belongs to the other benchmark.
+    """
+    for name, value, owner in (("model", model, "scorer"), ("images", images, "localizer")):
+        if value is not None and what != owner:
+            raise ConfigError(f"--{name} is an option of `cropscore bench {owner}`")
+    shown = Progress()
+    with shown.live():
+        progress = partial(shown.update, f"bench {what}")
+        if what == "scorer":
+            return scorer(model=model, rounds=rounds, progress=progress)
+        return localizer(images=images or _IMAGES_A_CLASS, rounds=rounds, progress=progress)
 
 
 def scorer(
@@ -55,13 +75,13 @@ def scorer(
 
 
 def localizer(
-    *, rounds: int = 5, images: int = 20, progress: Callable[[int, int], None]
+    *, images: int, rounds: int = 5, progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """Measure class-wise fine-tuning, stacked and as a loop; return machine, rows and ratios.
 
     Args:
-        rounds: measurements of each way.
         images: training images of each of the 1,000 classes; a mirrored one counts as one.
+        rounds: measurements of each way.
         progress: told of runs done and runs in all.
 
     Raises:

@@ -1,5 +1,7 @@
 """The job `evaluate` of a model bundle: how often its classifiers are wrong."""
 
+from functools import partial
+
 import pyarrow as pa
 
 from cropscore_ray import storage
@@ -13,7 +15,7 @@ from cropscore_ray.progress import Progress
 
 
 def run(
-    model: str, data_uri: str, *, split: str | None, json_path: str | None, shown: Progress
+    model: str, data_uri: str, *, split: str | None, json_path: str | None = None
 ) -> list[ClassifierErrors]:
     """Evaluate the classifiers of a bundle on a manifest's images, with one crop and with ten.
 
@@ -22,7 +24,6 @@ def run(
         data_uri: the manifest.
         split: of the manifest; None: the one that is not `train`.
         json_path: where to write the figures as JSON, if anywhere.
-        shown: where to show progress.
 
     Raises:
         ConfigError: the manifest has several splits and none was named.
@@ -35,11 +36,8 @@ def run(
             f"the manifest has the splits {', '.join(names)}", hint="choose one with --split NAME"
         )
     rows = manifest.only(split or (names[0] if names else None)).table
-    class_map = {one.id: i for i, one in enumerate(bundle.classes)}
-    index = [
-        None if one is None else class_map.get(manifest.classes[one].id)
-        for one in rows["class_index"].to_pylist()
-    ]
+    class_map = manifest.class_map(bundle.classes)
+    index = [None if one is None else class_map[one] for one in rows["class_index"].to_pylist()]
     at = rows.schema.get_field_index("class_index")
     rows = rows.set_column(at, "class_index", pa.array(index, pa.int32()))
     rows = rows.filter(rows["class_index"].is_valid())
@@ -48,9 +46,9 @@ def run(
             f"no image of {data_uri} has a class of the model {model}",
             hint="evaluate on the image set that it was trained for",
         )
-    found = classifier_errors(
-        bundle, rows, progress=lambda done, total: shown.update("classify", done, total)
-    )
+    shown = Progress()
+    with shown.live():
+        found = classifier_errors(bundle, rows, progress=partial(shown.update, "classify"))
     if json_path is not None:
         storage.write_json(json_path, [one.to_json() for one in found])
     return found

@@ -50,7 +50,7 @@ def run(
     bundle.require(*STAGES[command].required_parts(config))
     manifest_uri = _manifest_uri(source, out, shown, overwrite=overwrite)
     manifest = read_manifest(manifest_uri).only(split)
-    class_map = pipeline.class_map(manifest, bundle.classes)
+    class_map = manifest.class_map(bundle.classes)
     _check_classes(config, manifest, class_map, model, shown)
     if overwrite:
         run_folder.discard(out)

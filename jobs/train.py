@@ -24,14 +24,12 @@ from cropscore_ray.manifest import Manifest, write_manifest
 from cropscore_ray.progress import Progress
 from cropscore_ray.settings import to_dict
 from cropscore_ray.training import cluster
+from cropscore_ray.training.shares import TrainingRun, split_boxed, training_manifest
 from cropscore_ray.training.stages import (
-    TrainingRun,
-    split_boxed,
     train_classifiers,
     train_regressors,
     train_scorer,
     train_voter,
-    training_manifest,
 )
 from cropscore_ray.weights import adapt_config
 

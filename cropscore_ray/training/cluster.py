@@ -96,23 +96,37 @@ def fit(
     )
     with runtime.events(progress or _ignore) as queue:
         loop_config = {"training": training, "queue": queue, "checkpoint_steps": checkpoint_steps}
-        while True:
-            before = storage.list_files(storage.join(storage_uri, name))
-            trainer = TorchTrainer(
+        return _run_to_the_end(
+            lambda: TorchTrainer(
                 _worker_loop,
                 train_loop_config=loop_config,
                 scaling_config=scaling,
                 run_config=run,
-            )
-            try:
-                return _unpack(trainer.fit().return_value)
-            except ray.train.TrainingFailedError as error:
-                if storage.list_files(storage.join(storage_uri, name)) != before:
-                    continue  # it got further: the failures were others
-                raise CropscoreError(
-                    f"training {name} failed: {runtime.innermost(error)}",
-                    hint="start the same command again to go on from its last checkpoint",
-                ) from error
+            ),
+            name,
+            storage_uri,
+        )
+
+
+def _run_to_the_end(make_trainer: Callable[[], TorchTrainer], name: str, storage_uri: str) -> Any:
+    """Run a training, and again as long as it fails but gets further; return its result."""
+    while True:
+        before = _checkpoints(storage_uri, name)
+        try:
+            return _unpack(make_trainer().fit().return_value)
+        except ray.train.TrainingFailedError as error:
+            if _checkpoints(storage_uri, name) != before:
+                continue  # these failures were not all at one place
+            raise CropscoreError(
+                f"training {name} failed: {runtime.innermost(error)}",
+                hint="start the same command again to go on from its last checkpoint",
+            ) from error
+
+
+def _checkpoints(storage_uri: str, name: str) -> list[str]:
+    """Return the states that are there; other files come and go without any progress."""
+    files = storage.list_files(storage.join(storage_uri, name))
+    return [one for one in files if one.endswith(_STATE_FILE)]
 
 
 def _ignore(*event: Any) -> None:

@@ -1,11 +1,10 @@
-"""The three trainings of the method, each from a manifest and a bundle to new parts.
+"""The trainings of the method, each from a manifest and a bundle to new parts.
 
-`train_classifiers` and `train_scorer` run in every worker, `train_regressors` in one; each
+`train_regressors` runs in one worker, the others in every one; each
 is a function of a `Worker` and returns plain tensors and numbers, which the caller puts
 into the bundle. They read the manifest themselves, so that nothing large travels.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,9 +15,7 @@ from numpy.typing import NDArray
 
 from cropscore_ray import baselines, fetch, geometry, images, schema, storage, voting
 from cropscore_ray.bundle import LOCALIZER, SCORER, Bundle, classifier_part, load_bundle
-from cropscore_ray.config import TrainConfig
 from cropscore_ray.errors import DataError, ImageError
-from cropscore_ray.manifest import Manifest, read_manifest
 from cropscore_ray.scoring import CropScorer
 from cropscore_ray.training.confidence import fit_confidence
 from cropscore_ray.training.crop_loss import CropObjective
@@ -27,84 +24,18 @@ from cropscore_ray.training.dataset import ImageDataset, LabelledImages
 from cropscore_ray.training.regions import PyramidDataset
 from cropscore_ray.training.regressor import ScoredImages, pad_boxes, train_localizer
 from cropscore_ray.training.sgd import NetworkTask, State, Worker, train_networks
+from cropscore_ray.training.shares import (
+    TrainingRun,
+    labelled_images,
+    split_boxed,
+    training_manifest,
+    unit_boxes,
+)
 from cropscore_ray.training.votes import VoteDataset, VoteObjective
 from cropscore_ray.voting import VotingHead
 from cropscore_ray.weights import initial_network
 
 _CAM_IMAGES = 300  # enough to choose one threshold of a coarse grid
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingRun:
-    """What a training must know: where its images are, where its model is, its settings."""
-
-    manifest_uri: str
-    split: str | None
-    model_uri: str
-    config: TrainConfig
-
-
-def training_manifest(uri: str, split: str | None) -> Manifest:
-    """Return the rows to train on: the split asked for, else `train`, else the only one.
-
-    Raises:
-        DataError: there are several splits, none named train, and none was asked for.
-    """
-    manifest = read_manifest(uri)
-    if split is None and "train" in manifest.splits:
-        split = "train"
-    if split is None and len(manifest.splits) > 1:
-        raise DataError(
-            f"{uri} has the splits {', '.join(manifest.splits)} and none is called train",
-            hint="name the one to train on with --split",
-        )
-    return manifest.only(split)
-
-
-def boxed_rows(manifest: Manifest) -> pa.Table:
-    """Return the rows that carry a class and at least one box."""
-    rows = manifest.table.to_pylist()
-    keep = [row["class_index"] is not None and bool(row["gt_boxes"]) for row in rows]
-    return manifest.table.filter(pa.array(keep, pa.bool_()))
-
-
-def split_boxed(manifest: Manifest, config: TrainConfig) -> tuple[pa.Table, pa.Table]:
-    """Return the boxed rows for the scorer and, disjoint from them, for the localizer.
-
-    Drawn class by class from the seed, so that both shares hold every class that has two
-    images; each in the order of image_id.
-
-    Raises:
-        DataError: fewer than two images carry boxes.
-    """
-    rows = boxed_rows(manifest)
-    if len(rows) < 2:
-        raise DataError(
-            "the training split has fewer than two images with a class and boxes",
-            hint="index a source with boxes: ilsvrc:, voc:, csv: or parquet:",
-        )
-    rng = np.random.default_rng((config.seed, 0xB0C5))
-    classes = rows["class_index"].to_numpy()
-    order = rng.permutation(len(rows))
-    order = order[np.argsort(classes[order], kind="stable")]
-    # Every 1/fraction-th image in the order of classes: an even draw from each class.
-    reached = np.floor(np.arange(len(rows) + 1) * config.localizer_fraction + rng.random())
-    for_localizer = np.diff(reached) > 0
-    chosen = order[for_localizer]
-    if config.max_localizer_images is not None:
-        chosen = rng.permutation(chosen)[: config.max_localizer_images]
-    return rows.take(np.sort(order[~for_localizer])), rows.take(np.sort(chosen))
-
-
-def _labelled(rows: pa.Table) -> LabelledImages:
-    boxes = [
-        np.array(some or [], np.float64).reshape(-1, 4) for some in rows["gt_boxes"].to_pylist()
-    ]
-    return LabelledImages(
-        uris=rows["image_uri"].to_pylist(),
-        classes=rows["class_index"].to_numpy().astype(np.int64),
-        boxes=boxes,
-    )
 
 
 def train_classifiers(run: TrainingRun, worker: Worker) -> dict[str, State]:
@@ -118,7 +49,7 @@ def train_classifiers(run: TrainingRun, worker: Worker) -> dict[str, State]:
         seed = config.seed * 1000 + member
         sampler = classifier_sampler(config.classifier)
         dataset = CropDataset(
-            _labelled(rows), sampler, config.preprocess, seed, config.classifier.photometric
+            labelled_images(rows), sampler, config.preprocess, seed, config.classifier.photometric
         )
         task = NetworkTask(
             name=classifier_part(member),
@@ -144,10 +75,10 @@ def train_scorer(run: TrainingRun, worker: Worker) -> dict[str, State]:
     seed = config.seed * 1000 + 500
     make = partial(bundle.network, classifier_part(0))
     sampler = scorer_sampler(config.scorer)
-    dataset: ImageDataset = CropDataset(_labelled(rows), sampler, config.preprocess, seed)
+    dataset: ImageDataset = CropDataset(labelled_images(rows), sampler, config.preprocess, seed)
     if config.mode == "pyramid":
         dataset = PyramidDataset(
-            _labelled(rows), config.scorer, config.preprocess, seed, make().stride
+            labelled_images(rows), config.scorer, config.preprocess, seed, make().stride
         )
     task = NetworkTask(
         name=SCORER,
@@ -173,8 +104,8 @@ def train_regressors(run: TrainingRun, scores_uri: str, worker: Worker) -> dict[
     bundle = load_bundle(run.model_uri)
     _, rows = split_boxed(training_manifest(run.manifest_uri, run.split), run.config)
     scores, rows = _join_scores(scores_uri, rows)
-    labelled = _labelled(rows)
-    unit = _unit_boxes(rows, labelled)
+    labelled = labelled_images(rows)
+    unit = unit_boxes(rows, labelled)
     data = ScoredImages(
         scores_NF=torch.from_numpy(scores),
         classes_N=torch.from_numpy(labelled.classes),
@@ -203,7 +134,7 @@ def train_voter(run: TrainingRun, worker: Worker) -> dict[str, Any]:
     config = run.config
     bundle = load_bundle(run.model_uri)
     _, rows = split_boxed(training_manifest(run.manifest_uri, run.split), config)
-    labelled = _labelled(rows.filter(rows["width_px"].is_valid()))
+    labelled = labelled_images(rows.filter(rows["width_px"].is_valid()))
     seed = config.seed * 1000 + 700
     order = np.random.default_rng(seed).permutation(len(labelled))
     num_held = max(1, round(len(labelled) * config.voter.held_back_fraction))
@@ -232,7 +163,7 @@ def train_voter(run: TrainingRun, worker: Worker) -> dict[str, Any]:
     return {
         "tensors": tensors,
         "metrics": {**metrics, "num_train": len(dataset), "epochs": trained["metrics"]},
-        "baselines": _fit_baselines(bundle, labelled, _unit_boxes(rows, labelled)),
+        "baselines": _fit_baselines(bundle, labelled, unit_boxes(rows, labelled)),
     }
 
 
@@ -255,17 +186,15 @@ def _with_confidence(
         box = unit_GK4[0].cpu().numpy() * [width, height, width, height]
         evidence.append(evidence_GKE[0, 0].cpu())
         hits.append(geometry.iou(box, true).max() >= 0.5)
+    if not hits:
+        raise DataError(
+            f"none of the {len(held)} images that were held back can be read",
+            hint="check the storage's settings and the manifest's image_uri column",
+        )
     hits_N = torch.tensor(hits)
     confidence = fit_confidence(torch.stack(evidence), hits_N)
     metrics = {"num_held_back": len(hits), "held_back_error": 1 - float(hits_N.float().mean())}
     return voting.to_tensors(weights, confidence), metrics
-
-
-def _unit_boxes(rows: pa.Table, labelled: LabelledImages) -> list[NDArray[np.float64]]:
-    """Return the true boxes of rows with known sizes, as fractions of the image."""
-    sized = rows.filter(rows["width_px"].is_valid())
-    sides = np.array([sized["width_px"], sized["height_px"]] * 2, np.float64).T
-    return [boxes / side for boxes, side in zip(labelled.boxes, sides, strict=True)]
 
 
 def _join_scores(scores_uri: str, rows: pa.Table) -> tuple[NDArray[np.float32], pa.Table]:

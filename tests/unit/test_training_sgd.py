@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from cropscore_ray.config import (
     ScorerConfig,
     SgdConfig,
 )
-from cropscore_ray.datasets.drawn import draw_image
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.networks import Network, make_network
 from cropscore_ray.training import crop_loss
@@ -45,16 +43,8 @@ SQUARES = scorer_sampler(ScorerConfig(grid_fraction=0.5))
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
-    folder: Path = tmp_path_factory.mktemp("drawn")
-    uris, classes, boxes = [], [], []
-    for i in range(12):
-        image, found = draw_image(np.random.default_rng((5, i)), i % NUM_CLASSES)
-        image.save(folder / f"{i}.png")
-        uris.append(str(folder / f"{i}.png"))
-        classes.append(i % NUM_CLASSES)
-        boxes.append(np.array(found, np.float64))
-    return LabelledImages(uris=uris, classes=np.array(classes), boxes=boxes)
+def images(draw_labelled: Callable[..., LabelledImages]) -> LabelledImages:
+    return draw_labelled(12, NUM_CLASSES, seed=5)
 
 
 def a_task(

@@ -1,7 +1,7 @@
 """Votes: where a cell's box lies, who wins, and how a head is trained; by hand and end to end."""
 
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from cropscore_ray import geometry
 from cropscore_ray.config import NetworkConfig, PreprocessConfig, VoterConfig
-from cropscore_ray.datasets.drawn import draw_image
 from cropscore_ray.inference import InferenceNetwork
 from cropscore_ray.networks import make_network
 from cropscore_ray.training.dataset import LabelledImages, Request
@@ -131,16 +130,8 @@ def test_an_object_between_the_cells_still_has_one() -> None:
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
-    folder: Path = tmp_path_factory.mktemp("drawn")
-    uris, classes, boxes = [], [], []
-    for i in range(48):
-        image, found = draw_image(np.random.default_rng((9, i)), i % NUM_CLASSES)
-        image.save(folder / f"{i}.png")
-        uris.append(str(folder / f"{i}.png"))
-        classes.append(i % NUM_CLASSES)
-        boxes.append(np.array(found, np.float64))
-    return LabelledImages(uris=uris, classes=np.array(classes), boxes=boxes)
+def labelled(draw_labelled: Callable[..., LabelledImages]) -> LabelledImages:
+    return draw_labelled(48, NUM_CLASSES, seed=9)
 
 
 @pytest.fixture(scope="module")
