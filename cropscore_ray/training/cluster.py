@@ -7,9 +7,12 @@ goes on where it stopped.
 
 import io
 import os
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +116,8 @@ def _run_to_the_end(make_trainer: Callable[[], TorchTrainer], name: str, storage
     while True:
         before = _checkpoints(storage_uri, name)
         try:
-            return _unpack(make_trainer().fit().return_value)
+            with _as_keyboard_interrupt():
+                return _unpack(make_trainer().fit().return_value)
         except ray.train.TrainingFailedError as error:
             if _checkpoints(storage_uri, name) != before:
                 continue  # these failures were not all at one place
@@ -121,6 +125,19 @@ def _run_to_the_end(make_trainer: Callable[[], TorchTrainer], name: str, storage
                 f"training {name} failed: {runtime.innermost(error)}",
                 hint="start the same command again to go on from its last checkpoint",
             ) from error
+
+
+@contextmanager
+def _as_keyboard_interrupt() -> Iterator[None]:
+    """Make Ctrl-C what it is elsewhere: Ray Train puts a handler of its own, and leaves it."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stopped:
+        raise KeyboardInterrupt from stopped
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _checkpoints(storage_uri: str, name: str) -> list[str]:

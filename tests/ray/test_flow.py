@@ -22,6 +22,7 @@ from cropscore_ray.errors import ConfigError, ModelError, RunConflictError
 from cropscore_ray.jobs import evaluate, index, localize, recipes, train
 from cropscore_ray.progress import Progress
 from cropscore_ray.settings import with_settings
+from cropscore_ray.training import cluster
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -76,6 +77,14 @@ def test_training_again_does_nothing(flow: Flow, capsys: pytest.CaptureFixture[s
     train.run("all", data=flow.manifest, model=flow.model, config=recipes.smoke())
     assert load_bundle(flow.model).fingerprint == before
     assert capsys.readouterr().err.count("already trained") == 3
+
+
+def test_ctrl_c_while_training_is_what_it_is_elsewhere():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), cluster._as_keyboard_interrupt():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Ray Train, whose handler then exits
+        raise SystemExit(0)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_another_network_is_refused_for_an_existing_model(flow: Flow):
