@@ -81,9 +81,14 @@ def test_training_again_does_nothing(flow: Flow, capsys: pytest.CaptureFixture[s
 
 def test_ctrl_c_while_training_is_what_it_is_elsewhere():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), cluster._as_keyboard_interrupt():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Ray Train, whose handler then exits
-        raise SystemExit(0)
+
+    def interrupted_fit() -> None:
+        with cluster._as_keyboard_interrupt():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Ray Train, whose handler then exits
+            raise SystemExit(0)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_fit()
     assert signal.getsignal(signal.SIGINT) is before
 
 
