@@ -29,8 +29,8 @@ _FIRST_SIDE = 0.3  # a cell that knows nothing yet puts each side of the object 
 _LONGEST = 1.5  # in the exponent: no side is further than 0.3 exp(1.5) = 1.34 image sides
 _AGREES = 0.5  # IoU from which two votes mean the same box; the metric's own
 _AVERAGED = 0.6  # IoU from which a vote has a part in the winner's sides
-_CANDIDATES = 60
-_SMALL_AREA = 0.02  # objects have votes in proportion to their area; this evens it out
+_CANDIDATES = 20
+_SMALL_AREA = 0.02  # an object has votes in proportion to its area; dividing evens that out
 
 
 class VotingHead(nn.Module):
@@ -45,8 +45,6 @@ class VotingHead(nn.Module):
         self.last = _ByClass(num_last, width)
         self.whole = _ByClass(num_last, width)
         self.inner = _ByClass(num_inner, width, by_class=False)
-        self.of_class = nn.Linear(num_last, width)
-        self.of_image = nn.Linear(width, width)
         self.around = nn.ModuleList(
             nn.Conv2d(width, width, 3, padding=apart, dilation=apart) for apart in (1, 2, 3)
         )
@@ -69,9 +67,7 @@ class VotingHead(nn.Module):
         size = parts[0].shape[-2:]
         parts[2] = F.interpolate(parts[2].float(), size, mode="bilinear")
         x = sum(parts[1:], parts[0]) / len(parts) ** 0.5
-        x = F.relu(x + 0.3 * self.of_class(class_ND)[..., None, None])
-        x = x + F.relu(self.of_image(x.mean((2, 3))))[..., None, None]
-        x = F.dropout2d(x, self.dropout, self.training)
+        x = F.dropout2d(F.relu(x), self.dropout, self.training)
         for layer in self.around:
             x = F.dropout2d(x + F.relu(layer(x)), self.dropout / 2, self.training)
         votes: Tensor = self.out(x).float().flatten(2)
@@ -159,9 +155,9 @@ def mirrored(boxes: Tensor) -> Tensor:
 def count_votes(boxes_NV4: Tensor, chances_NV: Tensor) -> tuple[Tensor, Tensor]:
     """Return the box that most votes agree on, and what tells whether it is right.
 
-    A vote weighs the square of its cell's chance to lie in an object. Of the 60 heaviest
-    votes' boxes the one wins whose agreeing votes weigh most for its size; its sides become
-    the weighted means of the votes that agree closely.
+    A vote weighs the square of its cell's chance to lie in an object. Of the 20 boxes whose own
+    votes weigh most for their size, the one wins whose agreeing votes do; its sides become the
+    weighted means of the votes that agree closely.
 
     Args:
         boxes_NV4: of the votes, inside the image.
@@ -171,12 +167,12 @@ def count_votes(boxes_NV4: Tensor, chances_NV: Tensor) -> tuple[Tensor, Tensor]:
         unit boxes, (N, 4), and evidence for a confidence, (N, 7).
     """
     weight_NV = chances_NV.clamp_min(1e-6).square()
-    top_NK = weight_NV.topk(min(_CANDIDATES, weight_NV.shape[1])).indices
+    size_NV = ((boxes_NV4[..., 2:] - boxes_NV4[..., :2]).prod(-1) + _SMALL_AREA).sqrt()
+    top_NK = (weight_NV / size_NV).topk(min(_CANDIDATES, weight_NV.shape[1])).indices
     candidates_NK4 = boxes_NV4.gather(1, top_NK[..., None].expand(-1, -1, 4))
     iou_NKV = _iou(candidates_NK4, boxes_NV4)
     agree_NKV = torch.sigmoid((iou_NKV - _AGREES) / 0.05) * weight_NV[:, None]
-    area_NK = (candidates_NK4[..., 2:] - candidates_NK4[..., :2]).prod(-1)
-    winner_N = (agree_NKV.sum(2) / (area_NK + _SMALL_AREA).sqrt()).argmax(1)
+    winner_N = (agree_NKV.sum(2) / size_NV.gather(1, top_NK)).argmax(1)
     each = torch.arange(len(winner_N), device=winner_N.device)
     part_NV = weight_NV * (iou_NKV[each, winner_N] >= _AVERAGED)
     part_NV = part_NV / part_NV.sum(1, keepdim=True)
