@@ -226,7 +226,7 @@ class LocalizerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VoterConfig(SgdConfig):
-    """The localizer of votes mode: a head on the scorer's maps, whose cells vote for boxes."""
+    """The localizer of votes mode: heads on the scorer's maps, whose cells vote for boxes."""
 
     epochs: int = 16
     """Passes over the localizer's images."""
@@ -238,10 +238,12 @@ class VoterConfig(SgdConfig):
     """Decoupled decay."""
     optimizer: str = "adamw"
     """adamw: with gradients cut to length 1; sgd: momentum 0.9."""
+    num_heads: int = 3
+    """Heads that vote together; they learn from the same maps, which cost far more."""
     width: int = 128
-    """Channels of the head."""
+    """Channels of a head."""
     dropout: float = 0.3
-    """Of the head's channels."""
+    """Of a head's channels."""
     smallest_window: float = 0.5
     """Every second image is seen through a window whose sides are at least this share of its."""
     held_back_fraction: float = 0.1
@@ -249,7 +251,9 @@ class VoterConfig(SgdConfig):
 
     def __post_init__(self) -> None:
         self.check("voter")
-        _require(self.width >= 1, "voter.width", self.width, "1 or more")
+        for name in ("num_heads", "width"):
+            value = getattr(self, name)
+            _require(value >= 1, f"voter.{name}", value, "1 or more")
         _require(0 <= self.dropout < 1, "voter.dropout", self.dropout, "from 0 to below 1")
         for name in ("smallest_window", "held_back_fraction"):
             value = getattr(self, name)

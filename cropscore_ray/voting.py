@@ -4,7 +4,7 @@ In place of 140 scores, a small head reads the scorer's maps of the whole image:
 of the image at two sizes, and the ones before the last pooling. Each of 14 x 14 cells tells
 how probable it is that the cell lies in an object of the class, and where that object's sides
 are. The head is one for all classes; what it reads depends on the class by the scorer's own
-weights of it.
+weights of it. Maps cost far more than heads: several heads read them and vote together.
 
 Shape suffixes: N images with a class each; D, d channels; W channels of the head; V cells, or
 votes; h, w a map's sides; E evidence. Boxes are corners as fractions of the image.
@@ -12,6 +12,7 @@ votes; h, w a map's sides; E evidence. Boxes are corners as fractions of the ima
 # ruff: noqa: N815 (fields that are arrays carry their shape suffix)
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ _FIRST_SIDE = 0.3  # a cell that knows nothing yet puts each side of the object 
 _LONGEST = 1.5  # in the exponent: no side is further than 0.3 exp(1.5) = 1.34 image sides
 _AGREES = 0.5  # IoU from which two votes mean the same box; the metric's own
 _AVERAGED = 0.6  # IoU from which a vote has a part in the winner's sides
-_CANDIDATES = 20
+_CANDIDATES = 60
 _SMALL_AREA = 0.02  # an object has votes in proportion to its area; dividing evens that out
 
 
@@ -72,6 +73,25 @@ class VotingHead(nn.Module):
             x = F.dropout2d(x + F.relu(layer(x)), self.dropout / 2, self.training)
         votes: Tensor = self.out(x).float().flatten(2)
         return votes
+
+
+class VotingHeads(nn.Module):
+    """Heads that vote together; they differ in their first weights and in their dropout."""
+
+    def __init__(self, num_heads: int, num_last: int, num_inner: int, **settings: Any) -> None:
+        """Take how many, and what a `VotingHead` takes."""
+        super().__init__()
+        heads = (VotingHead(num_last, num_inner, **settings) for _ in range(num_heads))
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, maps: "VoterMaps", class_ND: Tensor) -> Tensor:
+        """Return (N, 5, V), the heads' votes one after the other; see `VotingHead.forward`."""
+        return torch.cat([head(maps, class_ND) for head in self.heads], 2)
+
+    def set_scale(self, name: str, scale_D: Tensor) -> None:
+        """Set what a reader (last, inner or whole) multiplies its maps' channels with."""
+        for head in self.heads:
+            getattr(head, name).scale.copy_(scale_D)
 
 
 class _ByClass(nn.Module):
@@ -135,10 +155,16 @@ def class_weights(fc: nn.Linear) -> Tensor:
     return weight / weight.std()
 
 
+def cell_centres(num_votes: int, device: torch.device) -> Tensor:
+    """Return where votes stand, (V, 2), x and y: the cells row by row, once for each head."""
+    at = (torch.arange(CELLS, device=device) + 0.5) / CELLS
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], -1).repeat(num_votes // CELLS**2, 1)
+
+
 def voted_boxes(votes_N5V: Tensor) -> Tensor:
     """Return the box of each vote, (N, V, 4), not cut off at the image's edge."""
-    at = (torch.arange(CELLS, device=votes_N5V.device) + 0.5) / CELLS
-    y, x = (one.flatten() for one in torch.meshgrid(at, at, indexing="ij"))
+    x, y = cell_centres(votes_N5V.shape[2], votes_N5V.device).unbind(-1)
     far_N4V = _FIRST_SIDE * votes_N5V[:, 1:].clamp(-4.0, _LONGEST).exp()
     sides = torch.stack(
         [x - far_N4V[:, 0], y - far_N4V[:, 1], x + far_N4V[:, 2], y + far_N4V[:, 3]], -1
@@ -155,7 +181,7 @@ def mirrored(boxes: Tensor) -> Tensor:
 def count_votes(boxes_NV4: Tensor, chances_NV: Tensor) -> tuple[Tensor, Tensor]:
     """Return the box that most votes agree on, and what tells whether it is right.
 
-    A vote weighs the square of its cell's chance to lie in an object. Of the 20 boxes whose own
+    A vote weighs the square of its cell's chance to lie in an object. Of the 60 boxes whose own
     votes weigh most for their size, the one wins whose agreeing votes do; its sides become the
     weighted means of the votes that agree closely.
 
@@ -204,9 +230,9 @@ def _iou(one_NK4: Tensor, other_NV4: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Voter:
-    """A trained head on its device, and the calibration of its confidence, on the host."""
+    """Trained heads on their device, and the calibration of its confidence, on the host."""
 
-    head: VotingHead
+    heads: VotingHeads
     class_CD: Tensor
     confidence: Tensor
     """(3, E): mean, scale and weight of each evidence."""
@@ -220,7 +246,7 @@ class Voter:
         boxes, chances = [], []
         for i in range(2):
             mine = maps[torch.full((len(classes_K),), i, device=classes_K.device)]
-            votes_K5V = self.head(mine, self.class_CD[classes_K])
+            votes_K5V = self.heads(mine, self.class_CD[classes_K])
             seen_KV4 = voted_boxes(votes_K5V)
             boxes.append(mirrored(seen_KV4) if i else seen_KV4)
             chances.append(votes_K5V[:, 0].sigmoid())
@@ -231,19 +257,20 @@ class Voter:
         return probabilities(self.confidence, evidence_KE.to(self.confidence))
 
 
-def to_tensors(head: dict[str, Tensor], confidence_3E: Tensor) -> dict[str, Tensor]:
-    """Return what a bundle stores as its localizer, from a head's state dict."""
-    return {**head, "confidence": confidence_3E}
+def to_tensors(heads: dict[str, Tensor], confidence_3E: Tensor) -> dict[str, Tensor]:
+    """Return what a bundle stores as its localizer, from the heads' state dict."""
+    return {**heads, "confidence": confidence_3E}
 
 
 def from_tensors(tensors: dict[str, Tensor], fc: nn.Linear, device: torch.device) -> Voter:
     """Build a voter from what `to_tensors` returned and the scorer's last layer."""
     weights = {name: one for name, one in tensors.items() if name != "confidence"}
-    width, num_inner = weights["inner.same.weight"].shape
-    head = VotingHead(weights["last.same.weight"].shape[1], num_inner, width=width)
-    head.load_state_dict(weights)
+    num_heads = sum(name.endswith(".out.bias") for name in weights)
+    width, num_inner = weights["heads.0.inner.same.weight"].shape
+    heads = VotingHeads(num_heads, fc.in_features, num_inner, width=width)
+    heads.load_state_dict(weights)
     return Voter(
-        head=head.to(device).eval(),
+        heads=heads.to(device).eval(),
         class_CD=class_weights(fc).to(device),
         confidence=tensors["confidence"],
     )

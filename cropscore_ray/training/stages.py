@@ -32,7 +32,7 @@ from cropscore_ray.training.shares import (
     unit_boxes,
 )
 from cropscore_ray.training.votes import VoteDataset, VoteObjective
-from cropscore_ray.voting import VotingHead
+from cropscore_ray.voting import VotingHeads
 from cropscore_ray.weights import initial_network
 
 _CAM_IMAGES = 300  # enough to choose one threshold of a coarse grid
@@ -126,7 +126,7 @@ def train_regressors(run: TrainingRun, scores_uri: str, worker: Worker) -> dict[
 
 
 def train_voter(run: TrainingRun, worker: Worker) -> dict[str, Any]:
-    """Train a voting head on the localizer's images; fit its confidence and the baselines.
+    """Train voting heads on the localizer's images; fit its confidence and the baselines.
 
     Returns:
         what `train_regressors` does, in rank 0.
@@ -145,7 +145,8 @@ def train_voter(run: TrainingRun, worker: Worker) -> dict[str, Any]:
     task = NetworkTask(
         name=LOCALIZER,
         make=partial(
-            VotingHead,
+            VotingHeads,
+            config.voter.num_heads,
             network.fc.in_features,
             network.num_inner,
             width=config.voter.width,

@@ -20,7 +20,8 @@ from cropscore_ray.training.losses import NO_BOX, best_iou, generalized_iou
 from cropscore_ray.voting import (
     CELLS,
     VoterMaps,
-    VotingHead,
+    VotingHeads,
+    cell_centres,
     class_weights,
     mirrored,
     voted_boxes,
@@ -85,7 +86,7 @@ def draw_window(rng: np.random.Generator, boxes_M4: Box, smallest: float) -> tup
 
 
 class VoteObjective:
-    """The loss of a voting head on the maps of a scorer that stays as it is."""
+    """The loss of voting heads on the maps of a scorer that stays as it is."""
 
     def __init__(self, dataset: VoteDataset, scorer: InferenceNetwork) -> None:
         """Take the scorer as it will serve the voter, so that both see the same maps."""
@@ -93,15 +94,14 @@ class VoteObjective:
         self.scorer = scorer
         self.class_CD = class_weights(scorer.fc)
 
-    def trained(self, network: VotingHead) -> nn.Module:
-        """Return the head itself."""
+    def trained(self, network: VotingHeads) -> nn.Module:
+        """Return the heads themselves."""
         return network
 
-    def prepare(self, network: VotingHead, device: torch.device) -> None:
+    def prepare(self, network: VotingHeads, device: torch.device) -> None:
         """Scale each channel of the maps to unit size, as measured on some images."""
         requests = range(0, len(self.dataset), max(1, len(self.dataset) // _SCALE_IMAGES))
-        readers = {"last": network.last, "inner": network.inner, "whole": network.whole}
-        squares: dict[str, list[Tensor]] = {name: [] for name in readers}
+        squares: dict[str, list[Tensor]] = {"last": [], "inner": [], "whole": []}
         for i in requests:
             one = self.dataset[self.dataset.request(i, epoch=0, step=i)]
             maps = self._maps(on_device(default_collate([one]), device))
@@ -109,10 +109,10 @@ class VoteObjective:
                 found.append(getattr(maps, f"{name}_NDhw").square().mean((0, 2, 3)))
         for name, found in squares.items():
             size = torch.stack(found).mean(0).sqrt()
-            readers[name].scale.copy_(1 / size.clamp_min(1e-2))
+            network.set_scale(name, 1 / size.clamp_min(1e-2))
 
     def state(self) -> Any:
-        """Return nothing: scales are buffers of the head."""
+        """Return nothing: scales are buffers of the heads."""
         return None
 
     def load(self, state: Any) -> None:
@@ -146,7 +146,7 @@ def vote_losses(logits_NV: Tensor, boxes_NV4: Tensor, true_NM4: Tensor) -> Tenso
     """
     is_box_NM = true_NM4[..., 0] < NO_BOX
     true_NM4 = torch.where(is_box_NM[..., None], true_NM4, torch.zeros(()))
-    inside_NVM = _cells_inside(true_NM4) & is_box_NM[:, None]
+    inside_NVM = _cells_inside(true_NM4, boxes_NV4.shape[1]) & is_box_NM[:, None]
     pred, true = boxes_NV4[:, :, None], true_NM4[:, None]
     distance_NVM = _GIOU_WEIGHT * (1 - generalized_iou(pred, true))
     distance_NVM = distance_NVM + _L1_WEIGHT * (pred - true).abs().mean(-1)
@@ -157,11 +157,9 @@ def vote_losses(logits_NV: Tensor, boxes_NV4: Tensor, true_NM4: Tensor) -> Tenso
     return box_loss + 0.5 * (_mean_over(wrong_NV, inside_NV) + _mean_over(wrong_NV, ~inside_NV))
 
 
-def _cells_inside(boxes_NM4: Tensor) -> Tensor:
-    """Say which cells' centres lie in which boxes, (N, V, M); no box is less than a cell."""
-    at = (torch.arange(CELLS, device=boxes_NM4.device) + 0.5) / CELLS
-    y, x = (one.flatten() for one in torch.meshgrid(at, at, indexing="ij"))
-    centre_V2 = torch.stack([x, y], -1)[None, :, None]
+def _cells_inside(boxes_NM4: Tensor, num_votes: int) -> Tensor:
+    """Say which votes' cells lie in which boxes, (N, V, M); no box is less than a cell."""
+    centre_V2 = cell_centres(num_votes, boxes_NM4.device)[None, :, None]
     sides_NM2 = boxes_NM4[..., 2:] - boxes_NM4[..., :2]
     more_NM2 = (0.5 / CELLS - sides_NM2 / 2).clamp_min(0)
     low, high = boxes_NM4[..., :2] - more_NM2, boxes_NM4[..., 2:] + more_NM2

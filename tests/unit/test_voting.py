@@ -21,6 +21,8 @@ from cropscore_ray.voting import (
     CELLS,
     VoterMaps,
     VotingHead,
+    VotingHeads,
+    cell_centres,
     class_weights,
     count_votes,
     from_tensors,
@@ -51,6 +53,23 @@ def test_a_vote_moves_each_side_by_itself() -> None:
     centre = 0.5 / CELLS
     expected = torch.tensor([centre - 0.1, centre - 0.2, centre + 0.5, centre + 1.0])
     torch.testing.assert_close(voted_boxes(votes)[0, 0], expected)
+
+
+def test_each_head_has_a_vote_in_every_cell() -> None:
+    cells = CELLS * CELLS
+    centres = cell_centres(3 * cells, torch.device("cpu"))
+    assert centres[1].tolist() == pytest.approx([1.5 / CELLS, 0.5 / CELLS])
+    assert torch.equal(centres[:cells], centres[2 * cells :])
+
+
+def test_the_loss_of_heads_together_is_the_mean_of_their_losses() -> None:
+    torch.manual_seed(5)
+    votes = torch.randn(4, 5, 2 * CELLS * CELLS)
+    true = torch.rand(4, 3, 2).sort(1).values
+    true = torch.stack([torch.cat([true[:, 0], true[:, 1]], 1), torch.full((4, 4), NO_BOX)], 1)
+    together = vote_losses(votes[:, 0], voted_boxes(votes), true)
+    alone = [vote_losses(some[:, 0], voted_boxes(some), true) for some in votes.chunk(2, 2)]
+    torch.testing.assert_close(together, (alone[0] + alone[1]) / 2)
 
 
 def test_the_mirror_of_a_mirror_is_the_box() -> None:
@@ -164,7 +183,7 @@ def test_a_head_learns_where_drawn_objects_are(
     config = VoterConfig(epochs=25, batch_size=8, learning_rate=3e-3, width=32, dropout=0.0)
     data = a_dataset(labelled, config)
     network = scorer.network
-    make = partial(VotingHead, network.fc.in_features, network.num_inner, width=32, dropout=0.0)
+    make = partial(VotingHeads, 2, network.fc.in_features, network.num_inner, width=32, dropout=0.0)
     task = NetworkTask(
         name="localizer",
         make=make,
@@ -181,7 +200,10 @@ def test_a_head_learns_where_drawn_objects_are(
     unfitted = torch.stack([torch.zeros(7), torch.ones(7), torch.zeros(7)])
     tensors = to_tensors(trained["weights"], unfitted)
     voter = from_tensors(tensors, scorer.fc, torch.device("cpu"))
-    assert not torch.equal(voter.head.last.scale, torch.ones_like(voter.head.last.scale))
+    first, second = (head.get_submodule("last") for head in voter.heads.heads)
+    assert torch.equal(first.scale, second.scale)
+    assert not torch.equal(first.scale, torch.ones_like(first.scale))
+    assert not torch.equal(first.same.weight, second.same.weight)
     item = data[Request(5, 0)]
     large, small = item["large"][None], item["small"][None]
     both = voter_maps(scorer, torch.cat([large, large.flip(2)]), torch.cat([small, small.flip(2)]))
