@@ -59,14 +59,6 @@ def score_maps(scores_S: NDArray[np.floating]) -> list[NDArray[np.floating]]:
     return [part.reshape(side, side) for part, side in zip(parts, sides, strict=True)]
 
 
-def mirror_order() -> NDArray[np.int64]:
-    """Return (140,): for each square, the index of its left-right mirror image."""
-    k, row, column = square_cells().T
-    index = {tuple(cell): i for i, cell in enumerate(square_cells().tolist())}
-    mirrored = zip(k, row, CELLS - k - column, strict=True)
-    return np.array([index[int(a), int(b), int(c)] for a, b, c in mirrored], np.int64)
-
-
 @cache
 def rectangle_cells() -> NDArray[np.int64]:
     """Return (784, 4): rows, columns, top row and left column of every block of cells."""
@@ -88,6 +80,14 @@ def square_rectangles() -> NDArray[np.int64]:
     """Return (140, 4): the squares as blocks: rows, columns, top row and left column."""
     k, row, column = square_cells().T
     return np.stack([k, k, row, column], axis=1)
+
+
+def mirror_order(rectangles_R4: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return (R,): for each block, the index of its left-right mirror image among them."""
+    index = {tuple(block): i for i, block in enumerate(rectangles_R4.tolist())}
+    rows, columns, top, left = rectangles_R4.T
+    mirrored_R4 = np.stack([rows, columns, top, CELLS - columns - left], axis=1)
+    return np.array([index[tuple(block)] for block in mirrored_R4.tolist()], np.int64)
 
 
 def level_of(rectangles_R4: NDArray[np.int64]) -> NDArray[np.int64]:

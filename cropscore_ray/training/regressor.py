@@ -2,13 +2,13 @@
 
 It knows scores, boxes and classes as arrays; not images, files or Ray.
 
-Shape suffixes: N images; F = 140 scores; M true boxes (padded); G classes.
+Shape suffixes: N images; F scores, 140 as a rule; M true boxes (padded); G classes.
 """
 # ruff: noqa: N815 (fields that are arrays carry their shape suffix)
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cropscore_ray.config import LocalizerConfig
 from cropscore_ray.features import normalize_scores
-from cropscore_ray.grid import mirror_order
+from cropscore_ray.grid import mirror_order, square_rectangles
 from cropscore_ray.localizer import (
     NUM_EVIDENCE,
     SHARED,
@@ -44,13 +44,16 @@ class ScoredImages:
     classes_N: Tensor
     boxes_NM4: Tensor
     """Unit corners, padded with NO_BOX where an image has fewer than M boxes."""
+    regions_F4: NDArray[np.int64] = field(default_factory=square_rectangles)
+    """The blocks of the grid whose scores these are; those of 140 squares, if not said."""
 
     def __len__(self) -> int:
         return len(self.scores_NF)
 
     def take(self, index_N: Tensor) -> "ScoredImages":
         """Return some of the images."""
-        return ScoredImages(
+        return replace(
+            self,
             scores_NF=self.scores_NF[index_N],
             classes_N=self.classes_N[index_N],
             boxes_NM4=self.boxes_NM4[index_N],
@@ -67,8 +70,9 @@ def with_mirror_images(data: ScoredImages) -> ScoredImages:
     left, top, right, bottom = data.boxes_NM4.unbind(-1)
     mirrored = torch.stack([1 - right, top, 1 - left, bottom], -1)
     mirrored = torch.where(data.boxes_NM4 == NO_BOX, data.boxes_NM4, mirrored)
-    order = torch.from_numpy(mirror_order())
-    return ScoredImages(
+    order = torch.from_numpy(mirror_order(data.regions_F4))
+    return replace(
+        data,
         scores_NF=torch.cat([data.scores_NF, data.scores_NF[:, order]]),
         classes_N=data.classes_N.repeat(2),
         boxes_NM4=torch.cat([data.boxes_NM4, mirrored]),

@@ -4,15 +4,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from cropscore_ray import grid
 from cropscore_ray.geometry import area, iou
 from cropscore_ray.grid import (
     NUM_SQUARES,
     mirror_order,
+    rectangle_cells,
     score_maps,
     square_boxes,
     square_cells,
+    square_rectangles,
     unit_squares,
 )
 
@@ -84,21 +87,24 @@ def test_score_maps_refuse_another_number_of_scores() -> None:
         score_maps(np.zeros(139))
 
 
-def test_mirroring_twice_changes_nothing() -> None:
-    order = mirror_order()
-    assert sorted(order.tolist()) == list(range(140))
-    assert order[order].tolist() == list(range(140))
+@pytest.mark.parametrize("blocks", [square_rectangles(), rectangle_cells()], ids=len)
+def test_mirroring_twice_changes_nothing(blocks: NDArray[np.int64]) -> None:
+    order = mirror_order(blocks)
+    assert sorted(order.tolist()) == list(range(len(blocks)))
+    assert order[order].tolist() == list(range(len(blocks)))
+    assert order.tolist() != order[order].tolist()
 
 
 def test_mirror_order_is_the_mirror_image_of_the_boxes() -> None:
     boxes = unit_squares()
     mirrored = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
-    assert boxes[mirror_order()] == pytest.approx(mirrored, abs=1e-12)
+    assert boxes[mirror_order(square_rectangles())] == pytest.approx(mirrored, abs=1e-12)
 
 
 def test_mirroring_reverses_the_columns_of_every_map() -> None:
     scores = np.arange(140.0)
-    pairs = zip(score_maps(scores), score_maps(scores[mirror_order()]), strict=True)
+    others = scores[mirror_order(square_rectangles())]
+    pairs = zip(score_maps(scores), score_maps(others), strict=True)
     assert all((plain[:, ::-1] == mirrored).all() for plain, mirrored in pairs)
 
 

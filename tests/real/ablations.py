@@ -1,0 +1,202 @@
+"""The table of ablations: each row one change to what the localizer learns from, or how.
+
+    python tests/real/ablations.py m bundle-pyramid --cache scores \
+        --scorer "as it is=bundle-unadapted" --scorer "object crops=bundle-object"
+
+The first model's localizer is the base of the table, its own images are what every localizer
+learns from, and the val split is what they are judged by. Scores are computed once and kept in
+the cache; after that a row takes seconds. Its seeds are the localizer's: which images are held
+back, first weights and order.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cropscore_ray import grid, images
+from cropscore_ray.bundle import Bundle, load_bundle
+from cropscore_ray.config import LocalizerConfig
+from cropscore_ray.fetch import fetch_image
+from cropscore_ray.manifest import Manifest, read_manifest
+from cropscore_ray.scoring import CropScorer
+from cropscore_ray.training.losses import best_iou
+from cropscore_ray.training.regressor import ScoredImages, pad_boxes, train_localizer
+from cropscore_ray.training.shares import labelled_images, split_boxed, unit_boxes
+
+SEEDS = (0, 1, 2)
+GROUP = 4
+REGIONS = {
+    "squares": grid.square_rectangles(),
+    "rectangles": grid.rectangle_cells(),
+    "cells": grid.rectangle_cells()[:49],  # the blocks of one cell, row by row
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Rows of a manifest, and the true boxes as fractions."""
+
+    rows: pa.Table
+    classes_N: Tensor  # noqa: N815
+    boxes_NM4: Tensor  # noqa: N815
+
+    def scored(self, scores_NF: Tensor, regions_F4: NDArray[np.int64]) -> ScoredImages:
+        return ScoredImages(
+            scores_NF=scores_NF,
+            classes_N=self.classes_N,
+            boxes_NM4=self.boxes_NM4,
+            regions_F4=regions_F4,
+        )
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a row learns from and what it is judged by."""
+
+    train: ScoredImages
+    val: ScoredImages
+
+
+def some_images(rows: pa.Table) -> Images:
+    labelled = labelled_images(rows)
+    return Images(
+        rows=rows,
+        classes_N=torch.from_numpy(labelled.classes),
+        boxes_NM4=pad_boxes(unit_boxes(rows, labelled)),
+    )
+
+
+def score(bundle: Bundle, some: Images, kind: str, *, mirrored: bool) -> Tensor:
+    """Score images, or their mirror images, for their classes: (N, regions).
+
+    Args:
+        bundle: the model; squares are scored in its mode.
+        some: the images.
+        kind: one of REGIONS; cells are those of classifier 0's class map.
+        mirrored: the mirror images; their scores come in the order of the images' own squares.
+    """
+    scorer, regions_F4 = CropScorer(bundle), REGIONS[kind]
+    order = grid.mirror_order(regions_F4) if mirrored else np.arange(len(regions_F4))
+    uris, found = some.rows["image_uri"].to_pylist(), []
+    for i in range(0, len(uris), GROUP):
+        group = [torch.from_numpy(images.decode(fetch_image(uri))) for uri in uris[i : i + GROUP]]
+        group = [one.flip(1) for one in group] if mirrored else group
+        classes_GK = some.classes_N[i : i + GROUP, None]
+        if kind == "cells":
+            scores_GF = scorer.class_maps(group, classes_GK)[:, 0].flatten(1)
+        elif kind == "squares":
+            scores_GF = scorer.score(scorer.embed(group), classes_GK)[:, 0]
+        else:
+            embedded = scorer.embed_regions(group, regions_F4)
+            scores_GF = scorer.score(embedded, classes_GK)[:, 0]
+        found.append(scores_GF[:, order].float())
+        print(f"\r{kind}: {i + len(group)} of {len(uris)}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return torch.cat(found)
+
+
+def cached(cache: Path, bundle: Bundle, some: Images, kind: str, *, mirrored: bool) -> Tensor:
+    """Score images, or read what was scored before."""
+    fingerprint = Manifest(table=some.rows, classes=bundle.classes).fingerprint()
+    which = f"{kind}-mirrored" if mirrored else kind
+    file = cache / f"{bundle.fingerprint}-{fingerprint}-{which}.pt"
+    if not file.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        torch.save(score(bundle, some, kind, mirrored=mirrored), file)
+    scores_NF: Tensor = torch.load(file)
+    return scores_NF
+
+
+def wrong_by_seed(data: Data, config: LocalizerConfig) -> NDArray[np.bool_]:
+    """Train a localizer a seed; return which val images each gets wrong, (seeds, N)."""
+    torch.set_num_threads(1)
+    found = []
+    for seed in SEEDS:
+        localizer, _ = train_localizer(
+            data.train, num_classes=1000, config=config, seed=seed, progress=lambda *_: None
+        )
+        boxes_N4 = localizer.boxes(data.val.scores_NF, data.val.classes_N)
+        found.append((best_iou(boxes_N4, data.val.boxes_NM4) < 0.5).numpy())
+    return np.stack(found)
+
+
+def line(name: str, wrong_SN: NDArray[np.bool_], is_single_N: NDArray[np.bool_]) -> str:
+    """Return a row of the table: mean over seeds and their spread, all, single and multi."""
+    parts = []
+    for group in (np.ones_like(is_single_N), is_single_N, ~is_single_N):
+        errors_S = 100 * wrong_SN[:, group].mean(1)
+        parts.append(f"{errors_S.mean():.1f} ± {errors_S.std(ddof=1):.1f}")
+    return f"| {name} | {' | '.join(parts)} |"
+
+
+def rows(
+    base: Data, config: LocalizerConfig, others: dict[str, Data]
+) -> Iterator[tuple[str, Data, LocalizerConfig]]:
+    """Yield each row's name, data and settings; each differs from the first in one thing."""
+    yield "base", base, config
+    for normalization in ("raw", "zscore", "l2"):
+        if normalization != config.normalization:
+            yield normalization, base, replace(config, normalization=normalization)
+    for loss in ("euclidean", "l2", "l1", "giou"):
+        if loss != config.loss:
+            yield loss, base, replace(config, loss=loss)
+    classwise = replace(config, classwise_min_images=2)
+    yield "last layers of classes with 2 images or more", base, classwise
+    for name, data in others.items():
+        yield name, data, config
+
+
+def data(
+    cache: Path, bundle: Bundle, both: tuple[Images, Images], kind: str, *, averaged: bool = False
+) -> Data:
+    """Return the training and the validation images with their scores."""
+    found = []
+    for some in both:
+        scores_NF = cached(cache, bundle, some, kind, mirrored=False)
+        if averaged:
+            scores_NF = (scores_NF + cached(cache, bundle, some, kind, mirrored=True)) / 2
+        found.append(some.scored(scores_NF, REGIONS[kind]))
+    return Data(*found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("manifest")
+    parser.add_argument("model")
+    parser.add_argument("--cache", type=Path, required=True, help="folder of scores")
+    parser.add_argument("--scorer", action="append", default=[], metavar="NAME=BUNDLE")
+    parser.add_argument("--averaged", action="store_true", help="score mirror images too")
+    arguments = parser.parse_args()
+    manifest, bundle = read_manifest(arguments.manifest), load_bundle(arguments.model)
+    _, for_localizer = split_boxed(manifest.only("train"), bundle.config)
+    both = some_images(for_localizer), some_images(manifest.only("val").table)
+    of = partial(data, arguments.cache)
+    base = of(bundle, both, "squares")
+    others = {"49 cells of the class map": of(bundle, both, "cells")}
+    if bundle.config.mode == "pyramid":
+        others["784 rectangles"] = of(bundle, both, "rectangles")
+    if arguments.averaged:
+        others["mirror images' scores averaged in"] = of(bundle, both, "squares", averaged=True)
+    for option in arguments.scorer:
+        name, where = option.split("=", 1)
+        others[f"scorer: {name}"] = of(load_bundle(where), both, "squares")
+    is_single_N = np.array([len(boxes) == 1 for boxes in both[1].rows["gt_boxes"].to_pylist()])
+    print(f"| {bundle.config.mode} | {len(is_single_N)} images | single-box | multi-box |")
+    print("|---|---|---|---|")
+    for name, some, config in rows(base, bundle.config.localizer, others):
+        print(line(name, wrong_by_seed(some, config), is_single_N), flush=True)
+
+
+if __name__ == "__main__":
+    main()
