@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from cropscore_ray import __version__
+from cropscore_ray.commands.bench import bench
 from cropscore_ray.errors import CropscoreError
 
 # Ray reads these when it is imported. What it logs by itself is for its developers.
@@ -327,27 +328,7 @@ def report(run: str, split: str | None, out: str | None) -> None:
     click.echo(job.run(run, split=split, out=out))
 
 
-@main.command()
-@click.argument("what", type=click.Choice(["scorer", "localizer"]))
-@click.option("--model", metavar="BUNDLE", help="Whose scorer; a GoogLeNet at random without.")
-@click.option("--images", type=click.IntRange(1), help="Localizer: training images a class [20].")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of each.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def bench(what: str, model: str | None, images: int | None, rounds: int, as_json: bool) -> None:
-    """Measure speed on this machine, as ratios.
-
-    scorer: the engine in both modes against a naive loop, against good practice, against its
-    own networks alone and against what memory and arithmetic of the machine allow.
-    localizer: last layers for 1,000 classes, trained in one stack against a loop.
-
-    \b
-    Example:
-        cropscore bench scorer --json
-    """
-    from cropscore_ray.jobs import bench as job
-
-    found = job.run(what, model=model, images=images, rounds=rounds)
-    click.echo(json.dumps(found, indent=2) if as_json else job.render(found))
+main.add_command(bench)
 
 
 if __name__ == "__main__":

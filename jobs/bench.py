@@ -1,8 +1,10 @@
 """The job `bench`: ratios of speed, measured here."""
 
 import tempfile
+import uuid
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,16 +12,17 @@ import torch
 from cropscore_ray.bench import localizer as localizer_bench
 from cropscore_ray.bench import roofline
 from cropscore_ray.bench import scorer as scorer_bench
+from cropscore_ray.bench import training as training_bench
 from cropscore_ray.bench.measuring import Measured, machine, measure, ratio
 from cropscore_ray.bundle import SCORER, load_bundle
 from cropscore_ray.config import LocalizerConfig
-from cropscore_ray.errors import ConfigError, CropscoreError
+from cropscore_ray.errors import CropscoreError
 from cropscore_ray.grid import NUM_SQUARES
 from cropscore_ray.inference import best_dtype
 from cropscore_ray.progress import Progress
+from cropscore_ray.storage import absolute_uri, delete_folder, join
 
 _SAME = 1e-4
-_IMAGES_A_CLASS = 20
 
 RATIOS = (
     ("exact", "naive"),
@@ -29,21 +32,12 @@ RATIOS = (
 )
 
 
-def run(what: str, *, model: str | None, images: int | None, rounds: int) -> dict[str, Any]:
-    """Run a benchmark by name, and show how far it is; return machine, rows and ratios.
-
-    Raises:
-        ConfigError: an option belongs to the other benchmark.
-    """
-    for name, value, owner in (("model", model, "scorer"), ("images", images, "localizer")):
-        if value is not None and what != owner:
-            raise ConfigError(f"--{name} is an option of `cropscore bench {owner}`")
+def run(what: str, **options: Any) -> dict[str, Any]:
+    """Run a benchmark by name, and show how far it is; return machine, rows and ratios."""
     shown = Progress()
     with shown.live():
         progress = partial(shown.update, f"bench {what}")
-        if what == "scorer":
-            return scorer(model=model, rounds=rounds, progress=progress)
-        return localizer(images=images or _IMAGES_A_CLASS, rounds=rounds, progress=progress)
+        return BENCHMARKS[what](**options, progress=progress)
 
 
 def scorer(
@@ -75,7 +69,7 @@ def scorer(
 
 
 def localizer(
-    *, images: int, rounds: int = 5, progress: Callable[[int, int], None]
+    *, images: int = 20, rounds: int = 5, progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """Measure class-wise fine-tuning, stacked and as a loop; return machine, rows and ratios.
 
@@ -94,6 +88,44 @@ def localizer(
     rows = measure(contestants, unit="classes/s", rounds=rounds, progress=progress)
     apart = Measured(name="largest difference", unit="of weights", values=[difference])
     return _found(device, [*rows, apart], {"stacked/loop": ratio(rows, "stacked", "loop")})
+
+
+def training(
+    *, storage: str | None = None, rounds: int = 5, progress: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Measure training steps on Ray workers; return machine, rows and ratios.
+
+    Args:
+        storage: where checkpoints go; None: a temporary folder.
+        rounds: measurements of each way.
+        progress: told of rounds done and rounds in all.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        images = training_bench.draw_images(Path(folder), training_bench.SIZE.num_images)
+        # A folder of its own: a training goes on from what it finds.
+        where = join(absolute_uri(storage or folder), f"bench-{uuid.uuid4().hex[:8]}")
+        try:
+            for number in range(rounds):
+                progress(number, rounds)
+                found.append(training_bench.run_round(images, where, number))
+        finally:
+            delete_folder(where)
+        progress(rounds, rounds)
+    rows = training_bench.measured(found)
+    ratios = {
+        "two workers/one worker": ratio(rows, "two workers", "one worker"),
+        "with checkpoints/without": ratio(rows, "with checkpoints", "one worker"),
+    }
+    return _found(device, rows, ratios)
+
+
+BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
+    "scorer": scorer,
+    "localizer": localizer,
+    "training": training,
+}
 
 
 def _found(device: torch.device, rows: list[Measured], ratios: dict[str, float]) -> dict[str, Any]:

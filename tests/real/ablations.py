@@ -26,6 +26,7 @@ from cropscore_ray import grid, images
 from cropscore_ray.bundle import Bundle, load_bundle
 from cropscore_ray.config import LocalizerConfig
 from cropscore_ray.fetch import fetch_image
+from cropscore_ray.images import Pixels
 from cropscore_ray.manifest import Manifest, read_manifest
 from cropscore_ray.scoring import CropScorer
 from cropscore_ray.training.losses import best_iou
@@ -88,8 +89,10 @@ def score(bundle: Bundle, some: Images, kind: str, *, mirrored: bool) -> Tensor:
     order = grid.mirror_order(regions_F4) if mirrored else np.arange(len(regions_F4))
     uris, found = some.rows["image_uri"].to_pylist(), []
     for i in range(0, len(uris), GROUP):
-        group = [torch.from_numpy(images.decode(fetch_image(uri))) for uri in uris[i : i + GROUP]]
-        group = [one.flip(1) for one in group] if mirrored else group
+        group: list[Pixels | Tensor] = []
+        for uri in uris[i : i + GROUP]:
+            plain = torch.from_numpy(images.decode(fetch_image(uri)))
+            group.append(plain.flip(1) if mirrored else plain)
         classes_GK = some.classes_N[i : i + GROUP, None]
         if kind == "cells":
             scores_GF = scorer.class_maps(group, classes_GK)[:, 0].flatten(1)

@@ -69,7 +69,10 @@ def parse(line: str) -> None:
     name, *rest = [word for word in words[1:] if word not in ("-v", "--verbose")]
     if name not in main.commands:
         raise click.UsageError(f"no such command {name!r}")
-    main.commands[name].make_context(name, rest).close()
+    command: click.Command = main.commands[name]
+    if isinstance(command, click.Group) and rest and rest[0] in command.commands:
+        command, name, rest = command.commands[rest[0]], rest[0], rest[1:]
+    command.make_context(name, rest).close()
 
 
 def commands() -> list[str]:
@@ -105,7 +108,13 @@ def test_every_command_line_in_the_pages_parses() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["cropscore guess photos", "cropscore index photos --to m", "cropscore localize photos"]
+    "line",
+    [
+        "cropscore guess photos",
+        "cropscore index photos --to m",
+        "cropscore localize photos",
+        "cropscore bench scorer --images 3",
+    ],
 )
 def test_a_command_line_that_does_not_exist_is_found_out(line: str) -> None:
     with pytest.raises(click.ClickException):

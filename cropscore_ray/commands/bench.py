@@ -1,0 +1,81 @@
+"""The command `bench`: speed on this machine, as ratios."""
+# ruff: noqa: D301 (\b is the backspace with which click keeps an example's lines apart)
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed on this machine, as ratios.
+
+    \b
+    Example:
+        cropscore bench scorer --json
+    """
+
+
+def _common(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option(
+            "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of each."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
+    ):
+        command = option(command)
+    return command
+
+
+@bench.command()
+@click.option("--model", metavar="BUNDLE", help="Whose scorer; a GoogLeNet at random without.")
+@_common
+def scorer(**options: Any) -> None:
+    """Score crops: against a naive loop, good practice, and the limits of the machine.
+
+    Both modes of the engine, its own networks alone, and what memory and arithmetic allow.
+
+    \b
+    Example:
+        cropscore bench scorer --json
+    """
+    _run("scorer", **options)
+
+
+@bench.command()
+@click.option(
+    "--images", type=click.IntRange(1), default=20, show_default=True, help="Of each class."
+)
+@_common
+def localizer(**options: Any) -> None:
+    """Train last layers for 1,000 classes: in one stack against a loop over classes.
+
+    \b
+    Example:
+        cropscore bench localizer --images 100
+    """
+    _run("localizer", **options)
+
+
+@bench.command()
+@click.option("--storage", metavar="URI", help="Where checkpoints go; a folder here without.")
+@_common
+def training(**options: Any) -> None:
+    """Take training steps: with two workers against one, and with checkpoints against none.
+
+    On CPUs a worker has one thread, so that two have twice the arithmetic of one.
+
+    \b
+    Example:
+        cropscore bench training --storage s3://bucket/bench
+    """
+    _run("training", **options)
+
+
+def _run(what: str, *, as_json: bool, **options: Any) -> None:
+    from cropscore_ray.jobs import bench as job
+
+    found = job.run(what, **options)
+    click.echo(json.dumps(found, indent=2) if as_json else job.render(found))
