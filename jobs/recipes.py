@@ -51,6 +51,20 @@ def pyramid() -> TrainConfig:
     )
 
 
+def ilsvrc_4k() -> TrainConfig:
+    """Return the poster's method for a few thousand boxed images: `overlap`, Euclidean loss.
+
+    Half of the images are the localizer's. With so few, that is what it lacks: cross-validated
+    error 41.8, 40.7 and 38.9 with 200, 400 and 800 of them.
+    """
+    return replace(
+        overlap(),
+        recipe="ilsvrc-4k",
+        localizer=replace(overlap().localizer, loss="euclidean"),
+        localizer_fraction=0.5,
+    )
+
+
 def best() -> TrainConfig:
     """Return votes in place of scores: the lowest error, at a seventh of exact mode's cost.
 
@@ -128,6 +142,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "poster": poster,
     "overlap": overlap,
     "pyramid": pyramid,
+    "ilsvrc-4k": ilsvrc_4k,
     "best": best,
     "tiny-imagenet": tiny_imagenet,
     "demo": demo,
