@@ -1,18 +1,26 @@
 """The manifest: one row per image, with its class and true boxes where they are known.
 
 A manifest is a folder of Parquet files (or one file) of schema.MANIFEST, with the
-list of classes in the schema's metadata. Rows stand in the order of image_id.
+list of classes in the schema's metadata. Rows stand in the order of image_id. A training
+takes it whole into memory (`Manifest`), a bulk run a batch at a time (`StoredManifest`).
 """
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from cropscore_ray import schema, storage
-from cropscore_ray.errors import ConfigError, CropscoreError
+from cropscore_ray.errors import ConfigError, CropscoreError, DataError
 from cropscore_ray.schema import ImageClass
+
+_BATCH_ROWS = 65_536
+_COLUMNS = schema.MANIFEST.names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,27 +39,163 @@ class Manifest:
         """Return the rows of one split; all rows for None; ConfigError if there is none."""
         if split is None:
             return self
-        if split not in self.splits:
-            raise ConfigError(
-                f"the manifest has no split {split!r}",
-                hint=f"its splits: {', '.join(self.splits) or 'none'}",
-            )
-        return Manifest(
-            table=self.table.filter(pc.equal(self.table["split"], split)), classes=self.classes
-        )
-
-    def class_map(self, model_classes: list[ImageClass]) -> list[int | None]:
-        """Return the index among a model's classes of each of the manifest's, matched by id."""
-        index = {one.id: i for i, one in enumerate(model_classes)}
-        return [index.get(one.id) for one in self.classes]
+        _require_split(split, self.splits)
+        return Manifest(table=_of_split(self.table, split), classes=self.classes)
 
     def fingerprint(self) -> str:
         """Return a hash of the rows and classes that does not depend on how files are cut."""
-        sink = pa.BufferOutputStream()
-        plain = schema.with_classes(schema.MANIFEST, self.classes)
-        with pa.ipc.new_stream(sink, plain) as writer:
-            writer.write_table(self.table.combine_chunks().cast(plain))
-        return hashlib.sha256(sink.getvalue()).hexdigest()[:16]
+        return _fingerprint([self.table], self.classes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredManifest:
+    """The rows of one split (all for None) of a manifest that stays where it is."""
+
+    uri: str
+    split: str | None
+    classes: list[ImageClass]
+    num_images: int
+    fingerprint: str
+    """As `Manifest.fingerprint` of the same rows."""
+    files: list[str]
+    """In the order of their rows; none if the rows must be sorted in memory."""
+
+    def batches(self, num_rows: int) -> Iterator[pa.Table]:
+        """Yield so many rows at a time, and in the end what is left, in the order of image_id."""
+        rows = _rows_in_order(self.uri, self.files)
+        return _recut((_of_split(some, self.split) for some in rows), num_rows)
+
+
+def open_manifest(uri: str, split: str | None = None) -> StoredManifest:
+    """Look through a manifest, a batch at a time.
+
+    Raises:
+        DataError: it is no manifest, or an image_id stands there twice.
+        ConfigError: it has no such split.
+    """
+    dataset_schema = storage.open_table(uri).schema
+    schema.check_table(dataset_schema, schema.MANIFEST, uri)
+    classes = schema.read_classes(dataset_schema)
+    files = _files_in_order(uri)
+    num_images, splits = 0, set[str]()
+
+    def counted() -> Iterator[pa.Table]:
+        nonlocal num_images
+        for rows in _rows_in_order(uri, files):
+            splits.update(filter(None, pc.unique(rows["split"]).to_pylist()))
+            chosen = _of_split(rows, split)
+            num_images += len(chosen)
+            yield chosen
+
+    fingerprint = _fingerprint(counted(), classes)
+    if split is not None:
+        _require_split(split, sorted(splits))
+    return StoredManifest(
+        uri=uri,
+        split=split,
+        classes=classes,
+        num_images=num_images,
+        fingerprint=fingerprint,
+        files=files,
+    )
+
+
+def match_classes(classes: list[ImageClass], model_classes: list[ImageClass]) -> list[int | None]:
+    """Return the index among a model's classes of each of a manifest's, matched by id."""
+    index = {one.id: i for i, one in enumerate(model_classes)}
+    return [index.get(one.id) for one in classes]
+
+
+def _require_split(split: str, splits: list[str]) -> None:
+    if split not in splits:
+        raise ConfigError(
+            f"the manifest has no split {split!r}",
+            hint=f"its splits: {', '.join(splits) or 'none'}",
+        )
+
+
+def _of_split(rows: pa.Table, split: str | None) -> pa.Table:
+    return rows if split is None else rows.filter(pc.equal(rows["split"], split))
+
+
+class _Hash:
+    """A file that keeps nothing of what is written but its hash."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _fingerprint(tables: Iterable[pa.Table], classes: list[ImageClass]) -> str:
+    sink = _Hash()
+    plain = schema.with_classes(schema.MANIFEST, classes)
+    with pa.ipc.new_stream(pa.PythonFile(sink, "w"), plain) as writer:
+        for rows in _recut(tables, _BATCH_ROWS):
+            writer.write_table(rows.combine_chunks().cast(plain))
+    return sink.sha256.hexdigest()[:16]
+
+
+def _recut(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
+    """Yield the same rows, so many at a time."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        while sum(map(len, waiting)) >= num_rows:
+            joined = pa.concat_tables(waiting)
+            yield joined.slice(0, num_rows)
+            waiting = [joined.slice(num_rows)]
+    if sum(map(len, waiting)):
+        yield pa.concat_tables(waiting)
+
+
+def _rows_in_order(uri: str, files: list[str]) -> Iterator[pa.Table]:
+    """Yield a manifest's rows, a batch at a time; without files in order, sort them first."""
+    if files:
+        yield from _read_batches(files, _COLUMNS)
+        return
+    table = read_manifest(uri).table
+    steps = np.diff(table["image_id"].to_numpy())
+    if not steps.all():
+        twice = table["image_id"][int(steps.argmin())].as_py()
+        raise DataError(f"{uri}: image_id {twice} stands there twice", hint="give each row its own")
+    yield table.replace_schema_metadata(None)
+
+
+def _files_in_order(uri: str) -> list[str]:
+    """Return a manifest's files so that ids grow from row to row; none if no order does that."""
+    spans: list[tuple[int, int, str]] = []
+    for file in storage.table_files(uri):
+        ends: list[int] = []
+        for rows in _read_batches([file], ["image_id"]):
+            ids = rows["image_id"].to_numpy()
+            if (np.diff(ids) <= 0).any() or (ends and ids[0] <= ends[-1]):
+                return []
+            ends = [ends[0] if ends else int(ids[0]), int(ids[-1])]
+        if ends:
+            spans.append((ends[0], ends[1], file))
+    spans.sort()
+    apart = all(one[1] < other[0] for one, other in pairwise(spans))
+    return [file for _, _, file in spans] if apart else []
+
+
+def _read_batches(files: list[str], columns: list[str]) -> Iterator[pa.Table]:
+    for file in files:
+        fs, path = storage.filesystem(file)
+        with fs.open_input_file(path) as stream:
+            batches = pq.ParquetFile(stream).iter_batches(_BATCH_ROWS, columns=columns)
+            for batch in batches:
+                yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
 def is_manifest(uri: str) -> bool:
@@ -75,5 +219,5 @@ def write_manifest(uri: str, manifest: Manifest) -> None:
     """Write a manifest as one file in the folder `uri`, replacing it as a whole."""
     full = schema.with_classes(schema.MANIFEST, manifest.classes)
     storage.write_table(
-        storage.join(uri, "manifest.parquet"), manifest.table.cast(full), row_group_rows=65_536
+        storage.join(uri, "manifest.parquet"), manifest.table.cast(full), row_group_rows=_BATCH_ROWS
     )

@@ -1,9 +1,9 @@
-"""The bulk run on Ray Data: read -> fetch -> score -> box -> Parquet, as one chain.
+"""The bulk run on Ray Data: plan -> fetch -> score -> box -> Parquet, as one chain.
 
-The unit that travels is a part: consecutive rows of the manifest, one block from the read
-to the file (run_folder). A part's file has the part's number for a name, so a part that
+The unit that travels is a part: consecutive rows of the manifest, one row of a block from the
+plan to the file (run_folder). A part's file has the part's number for a name, so a part that
 is done twice leaves one file, and a restart does the parts that have none. Nothing here
-computes: the stages of predict.py do.
+computes: the stages of predict.py do. No process holds more of the manifest than a batch.
 """
 
 import json
@@ -14,12 +14,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
@@ -30,7 +29,7 @@ from cropscore_ray import fetch, run_folder, runtime, schema, storage
 from cropscore_ray.bundle import load_bundle
 from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.errors import CropscoreError, ImageError, StorageError
-from cropscore_ray.manifest import Manifest
+from cropscore_ray.manifest import StoredManifest
 from cropscore_ray.predict import STAGES
 from cropscore_ray.run_folder import RunFolder
 
@@ -41,8 +40,14 @@ Progress = Callable[[int, int, Counter[str]], None]
 
 _PROGRESS_S = 1.0
 _ROW_COLUMNS = ["image_id", "image_uri", "width_px", "height_px", "class_index"]
-_DATA_COLUMNS = {"part": pa.int64(), "data": pa.large_binary()}
-_DATA_COLUMNS |= {"fetch_status": pa.string(), "fetch_error": pa.string()}
+_FETCHED = pa.schema(
+    [
+        *(schema.MANIFEST.field(name) for name in _ROW_COLUMNS),
+        pa.field("data", pa.large_binary()),
+        pa.field("fetch_status", pa.string()),
+        pa.field("fetch_error", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,46 +57,34 @@ class BulkRun:
     command: str
     """A key of predict.STAGES."""
     model_uri: str
-    manifest_uri: str
-    split: str | None
+    manifest: StoredManifest
     config: LocalizeConfig
     class_map: list[int | None]
     """The model's index of each of the manifest's classes, None where it has none."""
     folder: RunFolder
 
 
-def run_parts(run: BulkRun, manifest: Manifest, *, progress: Progress | None = None) -> None:
+def run_parts(run: BulkRun, *, progress: Progress | None = None) -> None:
     """Do every part of a run that is not done yet, and complete its run.json.
 
     Args:
         run: what to do.
-        manifest: the rows of the run's split, in the order of image_id.
         progress: told as images are scored and parts are written.
 
     Raises:
         CropscoreError: a worker failed; what is written stays, the same command goes on.
     """
     began = time.monotonic()
-    ids = manifest.table["image_id"].to_numpy()
-    size = run.config.part_images
-    done = run.folder.done_parts()
-    starts = range(0, len(ids), size)
-    parts = [
-        {
-            "part": number,
-            "first_id": int(ids[start]),
-            "last_id": int(ids[min(start + size, len(ids)) - 1]),
-        }
-        for number, start in enumerate(starts)
-        if number not in done
-    ]
-    num_todo = sum(len(ids[part["part"] * size :][:size]) for part in parts)
-    tally = _Tally(num_done=len(ids) - num_todo, num_images=len(ids), progress=progress)
+    num_images, size = run.manifest.num_images, run.config.part_images
+    num_parts = -(-num_images // size)
+    done = frozenset(run.folder.done_parts())
+    num_done = sum(min(size, num_images - number * size) for number in done if number < num_parts)
+    tally = _Tally(num_done=num_done, num_images=num_images, progress=progress)
     try:
-        if parts:
+        if len(done) < num_parts:
             runtime.connect()
             with runtime.events(tally.count_images) as queue:
-                for summary in _chain(run, parts, queue).iter_rows():
+                for summary in _chain(run, done, num_parts - len(done), queue).iter_rows():
                     tally.count_part(json.loads(summary["by_status"]))
     except RayError as error:
         raise CropscoreError(
@@ -102,9 +95,9 @@ def run_parts(run: BulkRun, manifest: Manifest, *, progress: Progress | None = N
         wall_s = time.monotonic() - began
         times = run.folder.record["times"]
         run.folder.update(times={**times, "wall_s": round(times["wall_s"] + wall_s, 3)})
-    _complete(run.folder, len(ids))
-    rate = num_todo / max(wall_s, 1e-9)
-    logger.info("%s: %d images, %.2f images/s", run.command, num_todo, rate)
+    _complete(run.folder, num_images)
+    rate = (num_images - num_done) / max(wall_s, 1e-9)
+    logger.info("%s: %d images, %.2f images/s", run.command, num_images - num_done, rate)
 
 
 @dataclass
@@ -136,26 +129,28 @@ class _Tally:
             self.progress(self.num_done + max(written, ahead), self.num_images, self.by_status)
 
 
-def _chain(run: BulkRun, parts: list[dict[str, int]], queue: Queue) -> ray.data.Dataset:
+def _chain(run: BulkRun, done: frozenset[int], num_todo: int, queue: Queue) -> ray.data.Dataset:
     """Return the lazy chain over the parts; its rows are summaries of written parts."""
     context = DataContext.get_current()
     context.execution_options.verbose_progress = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # waiting for GPU nodes is no failure
-    context.target_max_block_size = None  # a part stays one block, however large its images
+    # Each row is handed on as it comes, a block of its own: the plan would else be one block.
+    context.target_max_block_size = 1
     gpus = runtime.num_gpus()
-    pool = min(len(parts), gpus or runtime.num_nodes())
+    pool = min(num_todo, gpus or runtime.num_nodes())
     resources = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 1}
     return (
-        ray.data.from_items(parts, override_num_blocks=len(parts))
+        ray.data.from_items([{"plan": 0}])
+        .map_batches(plan_parts, fn_args=(run, done), batch_format="pyarrow", num_cpus=0)
         .map_batches(
-            read_part,
+            fetch_part,
             fn_args=(run,),
-            batch_size=1,
+            batch_size=None,
             batch_format="pyarrow",
             num_cpus=0.5,
-            compute=TaskPoolStrategy(size=min(len(parts), 2 * pool)),  # parts may be large
+            compute=TaskPoolStrategy(size=min(num_todo, 2 * pool)),  # parts may be large
         )
         .map_batches(
             StageActor,
@@ -171,33 +166,47 @@ def _chain(run: BulkRun, parts: list[dict[str, int]], queue: Queue) -> ray.data.
     )
 
 
-def read_part(part: pa.Table, run: BulkRun) -> pa.Table:
-    """Return the manifest rows of one part, with their images' bytes or why there are none."""
-    [item] = part.to_pylist()
-    ids = pads.field("image_id")
-    chosen = (ids >= item["first_id"]) & (ids <= item["last_id"])
-    if run.split is not None:
-        chosen &= pads.field("split") == run.split
-    rows = _manifest(run.manifest_uri).to_table(columns=_ROW_COLUMNS, filter=chosen)
-    rows = rows.sort_by("image_id").replace_schema_metadata(None).to_pylist()
+def _as_row(number: int, rows: pa.Table) -> pa.Table:
+    """Return a part as one row: a block of many rows might be cut, and no longer be a part."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    data = sink.getvalue()
+    ends = pa.py_buffer(np.array([0, data.size], np.int64))
+    data = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, data])  # without a copy
+    return pa.table({"part": pa.array([number], pa.int64()), "rows": data})
+
+
+def _from_row(block: pa.Table) -> tuple[int, pa.Table]:
+    [number], [data] = block["part"].to_pylist(), block["rows"]
+    return number, pa.ipc.open_stream(data.as_buffer()).read_all()
+
+
+def plan_parts(_: pa.Table, run: BulkRun, done: frozenset[int]) -> Iterator[pa.Table]:
+    """Yield the parts that are not done: their numbers and rows of the manifest.
+
+    The same whenever it is called with the same arguments, as Ray does when its node is lost.
+    """
+    for number, rows in enumerate(run.manifest.batches(run.config.part_images)):
+        if number not in done:
+            yield _as_row(number, rows.select(_ROW_COLUMNS))
+
+
+def fetch_part(block: pa.Table, run: BulkRun) -> pa.Table:
+    """Return a part's rows with their images' bytes, or why there are none."""
+    number, table = _from_row(block)
+    rows = table.to_pylist()
     fetched = fetch.fetch_images(row["image_uri"] for row in rows)
     for row, one in zip(rows, fetched, strict=True):
         error = one if isinstance(one, ImageError) else None
         index = row["class_index"]
         row |= {
             "class_index": None if index is None else run.class_map[index],
-            "part": item["part"],
             "data": None if error else one,
             "fetch_status": error.status if error else None,
             "fetch_error": str(error) if error else None,
         }
-    fields = [schema.MANIFEST.field(name) for name in _ROW_COLUMNS]
-    return pa.Table.from_pylist(rows, schema=pa.schema([*fields, *_DATA_COLUMNS.items()]))
-
-
-@cache
-def _manifest(uri: str) -> pads.Dataset:
-    return storage.open_table(uri)
+    return _as_row(number, pa.Table.from_pylist(rows, schema=_FETCHED))
 
 
 class StageActor:
@@ -209,20 +218,18 @@ class StageActor:
             torch.set_num_threads(os.cpu_count() or 1)  # Ray sets one thread a CPU asked for
         self.stage = STAGES[run.command](load_bundle(run.model_uri), run.config)
 
-    def __call__(self, part: pa.Table) -> pa.Table:
-        """Return the part's rows of the run's table, with the part's number added."""
-        numbers = pc.unique(part["part"])
-        assert len(numbers) == 1, "a block holds one part"
-        rows = part.to_pylist()
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Return the part's rows of the run's table."""
+        number, table = _from_row(block)
+        rows = table.to_pylist()
         fetched = [
             row["data"]
             if row["fetch_status"] is None
             else ImageError(row["fetch_status"], row["fetch_error"])
             for row in rows
         ]
-        table = schema.rows_to_table(list(self._rows(rows, fetched)), self.stage.schema)
-        number = pa.array([numbers[0].as_py()] * len(table), pa.int64())
-        return table.append_column("part", number)
+        found = schema.rows_to_table(list(self._rows(rows, fetched)), self.stage.schema)
+        return _as_row(number, found)
 
     def _rows(
         self, rows: list[dict[str, Any]], fetched: list[bytes | ImageError]
@@ -236,10 +243,9 @@ class StageActor:
                 told, told_s = number, time.monotonic()
 
 
-def write_part(table: pa.Table, run: BulkRun) -> pa.Table:
+def write_part(block: pa.Table, run: BulkRun) -> pa.Table:
     """Write a part's rows as its file; return a summary of one row."""
-    [number] = pc.unique(table["part"]).to_pylist()
-    rows = table.drop_columns("part").cast(STAGES[run.command].schema)
+    number, rows = _from_row(block)
     storage.write_table(run.folder.part_uri(number), rows)
     by_status = _images_by_status(rows)
     return pa.table({"images": [sum(by_status.values())], "by_status": [json.dumps(by_status)]})

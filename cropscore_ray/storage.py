@@ -168,12 +168,18 @@ def write_table(uri: str, table: pa.Table, *, row_group_rows: int | None = None)
         pq.write_table(table, stream, row_group_size=row_group_rows, compression="zstd")
 
 
-def open_table(uri: str) -> pads.Dataset:
-    """Open a Parquet file, or all Parquet files below a folder, without reading rows."""
+def table_files(uri: str) -> list[str]:
+    """Return the URIs of a table's Parquet files: the file itself, or all below a folder."""
     files = list_files(uri) if is_folder(uri) else [uri]
     files = [file for file in files if file.endswith(".parquet") and "/." not in file[len(uri) :]]
     if not files or not exists(files[0]):
         raise DataError(f"{uri}: no Parquet table here", hint="check the path")
+    return files
+
+
+def open_table(uri: str) -> pads.Dataset:
+    """Open a Parquet file, or all Parquet files below a folder, without reading rows."""
+    files = table_files(uri)
     fs, _ = filesystem(uri)
     with _explained("read", uri):
         return pads.dataset([filesystem(file)[1] for file in files], filesystem=fs)

@@ -10,7 +10,7 @@ from cropscore_ray.classification import ClassifierErrors, classifier_errors
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.evaluate import TRAIN_SPLIT
 from cropscore_ray.jobs.evaluate import line, percent
-from cropscore_ray.manifest import read_manifest
+from cropscore_ray.manifest import match_classes, read_manifest
 from cropscore_ray.progress import Progress
 
 
@@ -36,7 +36,7 @@ def run(
             f"the manifest has the splits {', '.join(names)}", hint="choose one with --split NAME"
         )
     rows = manifest.only(split or (names[0] if names else None)).table
-    class_map = manifest.class_map(bundle.classes)
+    class_map = match_classes(manifest.classes, bundle.classes)
     index = [None if one is None else class_map[one] for one in rows["class_index"].to_pylist()]
     at = rows.schema.get_field_index("class_index")
     rows = rows.set_column(at, "class_index", pa.array(index, pa.int32()))

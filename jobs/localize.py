@@ -12,7 +12,12 @@ from cropscore_ray.config import SCORE_MODES, LocalizeConfig
 from cropscore_ray.datasets import absolute_source
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import index
-from cropscore_ray.manifest import Manifest, is_manifest, read_manifest
+from cropscore_ray.manifest import (
+    StoredManifest,
+    is_manifest,
+    match_classes,
+    open_manifest,
+)
 from cropscore_ray.predict import STAGES
 from cropscore_ray.progress import Progress
 from cropscore_ray.settings import to_dict
@@ -49,8 +54,8 @@ def run(
     config = _with_mode(command, config, bundle)
     bundle.require(*STAGES[command].required_parts(config))
     manifest_uri = _manifest_uri(source, out, shown, overwrite=overwrite)
-    manifest = read_manifest(manifest_uri).only(split)
-    class_map = manifest.class_map(bundle.classes)
+    manifest = open_manifest(manifest_uri, split)
+    class_map = match_classes(manifest.classes, bundle.classes)
     _check_classes(config, manifest, class_map, model, shown)
     if overwrite:
         run_folder.discard(out)
@@ -60,20 +65,19 @@ def run(
         identity={
             "command": command,
             "model": bundle.fingerprint,
-            "manifest": manifest.fingerprint(),
+            "manifest": manifest.fingerprint,
             "split": split,
             "config": to_dict(config),
         },
         facts=_facts(command, bundle, source, manifest_uri, split, config),
     )
     if folder.complete:
-        shown.say(f"{out} is complete: {len(manifest.table)} images; nothing to do")
+        shown.say(f"{out} is complete: {manifest.num_images} images; nothing to do")
         return folder.record
     run = pipeline.BulkRun(
         command=command,
         model_uri=model,
-        manifest_uri=manifest_uri,
-        split=split,
+        manifest=manifest,
         config=config,
         class_map=class_map,
         folder=folder,
@@ -83,7 +87,7 @@ def run(
         failed = sum(count for status, count in by_status.items() if status != "ok")
         shown.update(command, done, total, f"{failed} failed" if failed else "")
 
-    pipeline.run_parts(run, manifest, progress=show)
+    pipeline.run_parts(run, progress=show)
     return folder.record
 
 
@@ -127,12 +131,12 @@ def _manifest_uri(source: str, out: str, shown: Progress, *, overwrite: bool) ->
 
 def _check_classes(
     config: LocalizeConfig,
-    manifest: Manifest,
+    manifest: StoredManifest,
     class_map: list[int | None],
     model: str,
     shown: Progress,
 ) -> None:
-    if not len(manifest.table):
+    if not manifest.num_images:
         raise DataError("there are no images to work on", hint="check the source or --split")
     unknown = [
         one.id for one, index in zip(manifest.classes, class_map, strict=True) if index is None

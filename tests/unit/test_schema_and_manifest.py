@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from cropscore_ray import schema, storage
 from cropscore_ray.errors import ConfigError, DataError
-from cropscore_ray.manifest import Manifest, is_manifest, read_manifest, write_manifest
+from cropscore_ray.manifest import (
+    Manifest,
+    is_manifest,
+    match_classes,
+    open_manifest,
+    read_manifest,
+    write_manifest,
+)
 from cropscore_ray.schema import ImageClass
 
 CLASSES = [ImageClass(id="n02165105", name="tiger beetle"), ImageClass(id="n1", name="Käfer, ☃")]
@@ -198,3 +205,62 @@ def test_reading_what_is_not_a_manifest_says_where(tmp_path: Path) -> None:
     storage.write_table(uri, pa.table({"image_id": [1]}))
     with pytest.raises(DataError, match=r"other\.parquet: this is not a table of cropscore"):
         read_manifest(uri)
+
+
+def stored(folder: Path, *pieces: list[int]) -> str:
+    """Write a manifest of several files, each with these ids; every third image is of val."""
+    full = schema.with_classes(schema.MANIFEST, CLASSES)
+    for number, ids in enumerate(pieces):
+        rows = [make_row(i, split="val" if i % 3 == 0 else "train") for i in ids]
+        storage.write_table(
+            str(folder / f"{number}.parquet"), make_manifest(*rows).table.cast(full)
+        )
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [[0, 1, 2, 3, 4, 5, 6, 7]],
+        [[5, 6, 7], [0, 1], [2, 3, 4]],
+        [[0, 2, 4, 6], [1, 3, 5, 7]],
+        [[7, 6, 5, 4, 3, 2, 1, 0]],
+    ],
+    ids=["one file", "files out of order", "files that overlap", "rows out of order"],
+)
+@pytest.mark.parametrize("split", [None, "val"])
+def test_a_stored_manifest_has_the_rows_of_one_in_memory(
+    tmp_path: Path, pieces: list[list[int]], split: str | None
+) -> None:
+    uri = stored(tmp_path, *pieces)
+    whole, found = read_manifest(uri).only(split), open_manifest(uri, split)
+    assert found.fingerprint == whole.fingerprint()
+    assert found.classes == whole.classes
+    assert found.num_images == len(whole.table)
+    for size in (1, 3, 100):
+        batches = list(found.batches(size))
+        assert pa.concat_tables(batches).to_pylist() == whole.table.to_pylist()
+        assert [len(one) for one in batches[:-1]] == [size] * (len(batches) - 1)
+
+
+def test_files_in_order_are_read_without_being_sorted(tmp_path: Path) -> None:
+    found = open_manifest(stored(tmp_path, [2, 3], [0, 1]))
+    assert [Path(file).name for file in found.files] == ["1.parquet", "0.parquet"]
+
+
+def test_an_image_id_that_stands_twice_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="image_id 3 stands there twice"):
+        open_manifest(stored(tmp_path, [0, 3], [1, 3]))
+
+
+def test_a_split_that_a_stored_manifest_lacks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no split 'test'") as caught:
+        open_manifest(stored(tmp_path, [0, 1]), "test")
+    assert caught.value.hint == "its splits: train, val"
+
+
+def test_classes_are_matched_by_id() -> None:
+    known = [schema.ImageClass(id="dog", name="Dog"), *CLASSES]
+    expected = [i + 1 for i in range(len(CLASSES))]
+    assert match_classes(CLASSES, known) == expected
+    assert match_classes(CLASSES, known[:1]) == [None] * len(CLASSES)
