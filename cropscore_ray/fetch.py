@@ -4,22 +4,16 @@ A fetch never raises: what could not be had is an ImageError in its place, and b
 row with a status.
 """
 
-import os
 import random
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from cropscore_ray import storage
+from cropscore_ray import s3, storage
 from cropscore_ray.errors import ImageError, StorageError
 
-CONNECTIONS = 32
 _READ_ATTEMPTS = 3
 
 _MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
@@ -28,7 +22,7 @@ _DENIED = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureD
 
 def fetch_images(uris: Iterable[str]) -> list[bytes | ImageError]:
     """Return each URI's bytes, or the ImageError that says why not, in order."""
-    with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="fetch") as pool:
+    with ThreadPoolExecutor(s3.CONNECTIONS, thread_name_prefix="fetch") as pool:
         return list(pool.map(_fetch, uris))
 
 
@@ -41,7 +35,7 @@ def _fetch(uri: str) -> bytes | ImageError:
 
 def fetch_image(uri: str) -> bytes:
     """Return an image's bytes; ImageError with status missing, denied or unreachable."""
-    if uri.startswith("s3://"):
+    if uri.startswith(s3.SCHEME):
         return _from_s3(uri)
     try:
         if storage.is_remote(uri):
@@ -57,7 +51,7 @@ def fetch_image(uri: str) -> bytes:
 
 
 def _from_s3(uri: str) -> bytes:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, key = s3.bucket_and_key(uri)
     try:
         return _get_object(bucket, key)
     except ClientError as error:
@@ -72,7 +66,7 @@ def _get_object(bucket: str, key: str) -> bytes:
     """Read an object whole; the client retries what goes wrong before its first byte."""
     for attempt in range(_READ_ATTEMPTS):
         try:
-            return bytes(_s3_client(os.getpid()).get_object(Bucket=bucket, Key=key)["Body"].read())
+            return bytes(s3.client().get_object(Bucket=bucket, Key=key)["Body"].read())
         except (ClientError, NoCredentialsError):
             raise
         except (BotoCoreError, OSError):
@@ -80,14 +74,3 @@ def _get_object(bucket: str, key: str) -> bytes:
                 raise
             time.sleep(random.uniform(0, 2**attempt))
     raise AssertionError("unreachable")
-
-
-@cache
-def _s3_client(process_id: int) -> Any:
-    """One client a process, not shared with forks: thread-safe, obeys AWS_ENDPOINT_URL."""
-    retries = {"mode": "standard", "total_max_attempts": 6}  # backs off with jitter
-    config = Config(
-        retries=retries, max_pool_connections=CONNECTIONS, connect_timeout=10, read_timeout=60
-    )
-    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
-    return boto3.client("s3", config=config)

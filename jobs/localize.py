@@ -3,10 +3,11 @@
 import platform
 from collections import Counter
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from cropscore_ray import pipeline, run_folder, storage
+from cropscore_ray import lock, pipeline, run_folder, storage
 from cropscore_ray.bundle import Bundle, load_bundle
 from cropscore_ray.config import SCORE_MODES, LocalizeConfig
 from cropscore_ray.datasets import absolute_source
@@ -38,6 +39,8 @@ def run(
 ) -> dict[str, Any]:
     """Run a bulk command to its end, or go on where it was stopped; return run.json.
 
+    RunConflictError if another run, or the same one, is at work in the folder.
+
     Args:
         command: localize or score.
         source: a manifest, or anything that `index` takes.
@@ -53,42 +56,43 @@ def run(
     bundle = load_bundle(model)
     config = _with_mode(command, config, bundle)
     bundle.require(*STAGES[command].required_parts(config))
-    manifest_uri = _manifest_uri(source, out, shown, overwrite=overwrite)
-    manifest = open_manifest(manifest_uri, split)
-    class_map = match_classes(manifest.classes, bundle.classes)
-    _check_classes(config, manifest, class_map, model, shown)
-    if overwrite:
-        run_folder.discard(out)
-    folder = run_folder.open_run(
-        out,
-        table=TABLES[command],
-        identity={
-            "command": command,
-            "model": bundle.fingerprint,
-            "manifest": manifest.fingerprint,
-            "split": split,
-            "config": to_dict(config),
-        },
-        facts=_facts(command, bundle, source, manifest_uri, split, config),
-    )
-    if folder.complete:
-        shown.say(f"{out} is complete: {manifest.num_images} images; nothing to do")
+    with lock.held(out, shown.say):
+        manifest_uri = _manifest_uri(source, out, shown, overwrite=overwrite)
+        manifest = open_manifest(manifest_uri, split)
+        class_map = match_classes(manifest.classes, bundle.classes)
+        _check_classes(config, manifest, class_map, model, shown)
+        if overwrite:
+            run_folder.discard(out)
+        folder = run_folder.open_run(
+            out,
+            table=TABLES[command],
+            identity={
+                "command": command,
+                "model": bundle.fingerprint,
+                "manifest": manifest.fingerprint,
+                "split": split,
+                "config": to_dict(config),
+            },
+            facts=_facts(command, bundle, source, manifest_uri, split, config),
+        )
+        if folder.complete:
+            shown.say(f"{out} is complete: {manifest.num_images} images; nothing to do")
+            return folder.record
+        run = pipeline.BulkRun(
+            command=command,
+            model_uri=model,
+            manifest=manifest,
+            config=config,
+            class_map=class_map,
+            folder=folder,
+        )
+        pipeline.run_parts(run, progress=partial(_show, shown, command))
         return folder.record
-    run = pipeline.BulkRun(
-        command=command,
-        model_uri=model,
-        manifest=manifest,
-        config=config,
-        class_map=class_map,
-        folder=folder,
-    )
 
-    def show(done: int, total: int, by_status: Counter[str]) -> None:
-        failed = sum(count for status, count in by_status.items() if status != "ok")
-        shown.update(command, done, total, f"{failed} failed" if failed else "")
 
-    pipeline.run_parts(run, progress=show)
-    return folder.record
+def _show(shown: Progress, command: str, done: int, total: int, by_status: Counter[str]) -> None:
+    failed = sum(count for status, count in by_status.items() if status != "ok")
+    shown.update(command, done, total, f"{failed} failed" if failed else "")
 
 
 def _with_mode(command: str, config: LocalizeConfig, bundle: Bundle) -> LocalizeConfig:

@@ -40,7 +40,7 @@ class FakeS3:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> FakeS3:
     fake = FakeS3()
-    monkeypatch.setattr(fetch, "_s3_client", lambda process_id: fake)
+    monkeypatch.setattr(fetch.s3, "client", lambda: fake)
     monkeypatch.setattr(fetch.time, "sleep", lambda seconds: None)
     return fake
 
@@ -144,7 +144,7 @@ def test_no_uris_are_no_images() -> None:
 
 
 def test_many_are_fetched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    meeting = threading.Barrier(fetch.CONNECTIONS, timeout=20)
+    meeting = threading.Barrier(fetch.s3.CONNECTIONS, timeout=20)
 
     class Slow(FakeS3):
         def get_object(self, **where: str) -> dict[str, Any]:
@@ -152,9 +152,9 @@ def test_many_are_fetched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().get_object(**where)
 
     slow = Slow()
-    monkeypatch.setattr(fetch, "_s3_client", lambda process_id: slow)
-    uris = [f"s3://bucket/{i}" for i in range(fetch.CONNECTIONS)]
-    assert fetch_images(uris) == [str(i).encode() for i in range(fetch.CONNECTIONS)]
+    monkeypatch.setattr(fetch.s3, "client", lambda: slow)
+    uris = [f"s3://bucket/{i}" for i in range(fetch.s3.CONNECTIONS)]
+    assert fetch_images(uris) == [str(i).encode() for i in range(fetch.s3.CONNECTIONS)]
 
 
 def test_an_image_error_travels_between_processes() -> None:
