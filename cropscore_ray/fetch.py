@@ -4,17 +4,13 @@ A fetch never raises: what could not be had is an ImageError in its place, and b
 row with a status.
 """
 
-import random
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError
 
-from cropscore_ray import s3, storage
+from cropscore_ray import retries, s3, storage
 from cropscore_ray.errors import ImageError, StorageError
-
-_READ_ATTEMPTS = 3
 
 _MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
 _DENIED = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
@@ -34,7 +30,7 @@ def _fetch(uri: str) -> bytes | ImageError:
 
 
 def fetch_image(uri: str) -> bytes:
-    """Return an image's bytes; ImageError with status missing, denied or unreachable."""
+    """Return an image's bytes; ImageError with status missing, denied, throttled or unreachable."""
     if uri.startswith(s3.SCHEME):
         return _from_s3(uri)
     try:
@@ -52,25 +48,23 @@ def fetch_image(uri: str) -> bytes:
 
 def _from_s3(uri: str) -> bytes:
     bucket, key = s3.bucket_and_key(uri)
-    try:
-        return _get_object(bucket, key)
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = "missing" if code in _MISSING else "denied" if code in _DENIED else "unreachable"
-        raise ImageError(status, f"{uri}: {code}: {error}"[:300]) from error
-    except (BotoCoreError, OSError) as error:
-        raise ImageError("unreachable", f"{uri}: {type(error).__name__}: {error}"[:300]) from error
-
-
-def _get_object(bucket: str, key: str) -> bytes:
-    """Read an object whole; the client retries what goes wrong before its first byte."""
-    for attempt in range(_READ_ATTEMPTS):
+    failure: Exception = AssertionError("no attempt was made")
+    for _ in retries.attempts():
         try:
-            return bytes(s3.client().get_object(Bucket=bucket, Key=key)["Body"].read())
-        except (ClientError, NoCredentialsError):
-            raise
-        except (BotoCoreError, OSError):
-            if attempt == _READ_ATTEMPTS - 1:
-                raise
-            time.sleep(random.uniform(0, 2**attempt))
-    raise AssertionError("unreachable")
+            found = s3.client().get_object(Bucket=bucket, Key=key, **s3.payer())
+            return bytes(found["Body"].read())
+        except (BotoCoreError, ClientError, OSError) as error:
+            failure = error
+            if not s3.is_transient(error):
+                break
+    raise _explained(uri, failure) from failure
+
+
+def _explained(uri: str, error: Exception) -> ImageError:
+    """Return the ImageError of what S3 answered, or of why it did not."""
+    if not isinstance(error, ClientError):
+        return ImageError("unreachable", f"{uri}: {type(error).__name__}: {error}"[:300])
+    code = s3.code_of(error)
+    status = "missing" if code in _MISSING else "denied" if code in _DENIED else "unreachable"
+    status = "throttled" if s3.is_throttled(error) else status
+    return ImageError(status, f"{uri}: {code}: {error}"[:300])

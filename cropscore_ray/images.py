@@ -48,7 +48,7 @@ def decode(data: bytes, *, max_megapixels: float = 178.0) -> Pixels:
     black, 16-bit grey is scaled to 8 bits.
 
     Raises:
-        ImageError: with status empty, undecodable or too_large.
+        ImageError: with status empty, undecodable, unsupported or too_large.
     """
     if not data:
         raise ImageError("empty", "the file has 0 bytes")
@@ -66,10 +66,25 @@ def decode(data: bytes, *, max_megapixels: float = 178.0) -> Pixels:
         except Image.DecompressionBombError as error:
             raise ImageError("too_large", str(error)) from error
         except UnidentifiedImageError as error:
+            format_name = _unsupported_format(data)
+            if format_name:
+                raise ImageError("unsupported", f"{format_name} is not read") from error
             kind = f"{len(data)} bytes beginning with {data[:8]!r}"
             raise ImageError("undecodable", f"not an image that Pillow knows: {kind}") from error
         except _DECODE_ERRORS as error:
             raise ImageError("undecodable", f"{type(error).__name__}: {error}"[:300]) from error
+
+
+def _unsupported_format(data: bytes) -> str | None:
+    """Return the name of a format that cameras and web pages use and Pillow does not know."""
+    head = data[:1024]
+    if head[4:8] == b"ftyp":
+        return {b"avif": "AVIF", b"avis": "AVIF"}.get(head[8:12], "HEIF or video")
+    if head.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
+        return "JPEG XL"
+    if head.startswith(b"%PDF"):
+        return "PDF"
+    return "SVG" if b"<svg" in head else None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -186,7 +186,7 @@ class _Lease:
         try:
             return getattr(s3.client(), action)(Bucket=self.bucket, Key=self.key, **arguments)
         except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
+            code = s3.code_of(error)
             if code in ("NoSuchKey", "404"):
                 return None
             if code in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):

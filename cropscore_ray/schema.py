@@ -23,9 +23,12 @@ STATUSES = {
     "missing": "no object at the URI",
     "denied": "the storage refused to hand it out",
     "unreachable": "the storage did not answer, after retries",
+    "throttled": "the storage asked for fewer requests, after retries",
     "empty": "the file has no bytes",
     "undecodable": "the bytes are not a whole image",
+    "unsupported": "an image or document of a format that is not read",
     "too_large": "more pixels than are safe to decode",
+    "crashed": "the process that worked on it died, and again when it was tried alone",
     "no_label": "the class was asked from the manifest, which has none for this image",
 }
 

@@ -11,13 +11,15 @@ import pytest
 from botocore.exceptions import (
     ClientError,
     EndpointConnectionError,
+    NoCredentialsError,
     ReadTimeoutError,
     ResponseStreamingError,
 )
 
-from cropscore_ray import fetch, schema
+from cropscore_ray import fetch, retries, schema
 from cropscore_ray.errors import ImageError
 from cropscore_ray.fetch import fetch_image, fetch_images
+from cropscore_ray.s3 import is_transient
 
 
 class FakeS3:
@@ -41,7 +43,8 @@ class FakeS3:
 def s3(monkeypatch: pytest.MonkeyPatch) -> FakeS3:
     fake = FakeS3()
     monkeypatch.setattr(fetch.s3, "client", lambda: fake)
-    monkeypatch.setattr(fetch.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(retries, "TOTAL_S", 0.05)
+    monkeypatch.setattr(retries, "sleep", lambda seconds: None)
     return fake
 
 
@@ -99,7 +102,8 @@ def test_an_s3_key_goes_out_as_it_is(s3: FakeS3) -> None:
         ("error/404", "missing"),
         ("error/AccessDenied", "denied"),
         ("error/SignatureDoesNotMatch", "denied"),
-        ("error/SlowDown", "unreachable"),
+        ("error/SlowDown", "throttled"),
+        ("error/InternalError", "unreachable"),
         ("timeout", "unreachable"),
         ("offline", "unreachable"),
     ],
@@ -107,6 +111,40 @@ def test_an_s3_key_goes_out_as_it_is(s3: FakeS3) -> None:
 @pytest.mark.usefixtures("s3")
 def test_what_s3_answers_has_a_word(key: str, status: str) -> None:
     assert failure(f"s3://bucket/{key}").status == status
+
+
+@pytest.mark.parametrize("key", ["error/SlowDown", "error/503", "timeout", "offline"])
+def test_what_may_pass_is_asked_for_again_until_it_counts_as_a_failure(
+    s3: FakeS3, key: str
+) -> None:
+    failure(f"s3://bucket/{key}")
+    assert len(s3.asked) > 10
+
+
+@pytest.mark.parametrize("key", ["error/NoSuchKey", "error/AccessDenied", "error/Odd"])
+def test_what_will_not_pass_is_asked_for_once(s3: FakeS3, key: str) -> None:
+    failure(f"s3://bucket/{key}")
+    assert len(s3.asked) == 1
+
+
+def test_missing_credentials_do_not_pass() -> None:
+    assert not is_transient(NoCredentialsError())
+
+
+def test_the_reader_pays_where_the_bucket_asks_for_it(
+    s3: FakeS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, payers = s3.get_object, []
+
+    def get_object(RequestPayer: str = "", **where: str) -> dict[str, Any]:
+        payers.append(RequestPayer)
+        return whole(**where)
+
+    s3.get_object = get_object  # type: ignore[method-assign]
+    fetch_image("s3://bucket/key")
+    monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
+    fetch_image("s3://bucket/key")
+    assert payers == ["", "requester"]
 
 
 def test_a_body_that_breaks_off_is_asked_for_again(s3: FakeS3) -> None:

@@ -204,3 +204,19 @@ def test_normalize_subtracts_the_mean_and_divides_by_the_deviation() -> None:
     torch.testing.assert_close(normal[0, :, 0, 0], torch.tensor([0.0, -0.6, 0.0]))
     torch.testing.assert_close(normal[1, :, 0, 1], torch.tensor([0.2, -0.6, -3.2]))
     assert normalize(crops, config, torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00", "HEIF or video"),
+        (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"\xff\x0a\x00\x00", "JPEG XL"),
+        (b"%PDF-1.7", "PDF"),
+        (b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+    ],
+)
+def test_a_format_that_is_not_read_has_a_name(head: bytes, name: str) -> None:
+    with pytest.raises(ImageError, match=f"{name} is not read") as caught:
+        decode(head + bytes(100))
+    assert caught.value.status == "unsupported"
