@@ -103,6 +103,13 @@ def _bulk_options(command: Command) -> Command:
             help="exact: 140 separate crops. pyramid: the same squares from three maps of the "
             "image, several times faster. Without it, what the model learnt from.",
         ),
+        click.option(
+            "--max-failed-fraction",
+            type=click.FloatRange(0, 1),
+            default=1.0,
+            show_default=True,
+            help="Exit with 1 if more of the images failed, or all.",
+        ),
         _split_option,
         _overwrite_option,
     ):

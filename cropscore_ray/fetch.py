@@ -48,16 +48,15 @@ def fetch_image(uri: str) -> bytes:
 
 def _from_s3(uri: str) -> bytes:
     bucket, key = s3.bucket_and_key(uri)
-    failure: Exception = AssertionError("no attempt was made")
-    for _ in retries.attempts():
-        try:
-            found = s3.client().get_object(Bucket=bucket, Key=key, **s3.payer())
-            return bytes(found["Body"].read())
-        except (BotoCoreError, ClientError, OSError) as error:
-            failure = error
-            if not s3.is_transient(error):
-                break
-    raise _explained(uri, failure) from failure
+
+    def read() -> bytes:
+        found = s3.client().get_object(Bucket=bucket, Key=key, **s3.payer())
+        return bytes(found["Body"].read())
+
+    try:
+        return retries.persistently(read, s3.is_transient)
+    except (BotoCoreError, ClientError, OSError) as error:
+        raise _explained(uri, error) from error
 
 
 def _explained(uri: str, error: Exception) -> ImageError:

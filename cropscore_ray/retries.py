@@ -1,24 +1,34 @@
-"""When to try again what a storage could not do just now."""
+"""To try again what a storage could not do just now."""
 
+import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable
 from time import monotonic, sleep
+from typing import TypeVar
+
+logger = logging.getLogger(__name__)
 
 TOTAL_S = 180.0
 """So long a store may be away, or ask for fewer requests, before that counts as a failure."""
 _FIRST_S, _LONGEST_S = 0.5, 20.0
 
+Result = TypeVar("Result")
 
-def attempts() -> Iterator[int]:
-    """Yield 0, and then the number of each further attempt after a pause that grows.
 
-    The pauses are drawn at random below a bound that doubles, so that many clients do not come
-    back together. Ends after TOTAL_S; what failed last is then to be raised.
+def persistently(action: Callable[[], Result], may_pass: Callable[[Exception], bool]) -> Result:
+    """Return what an action returns, once it does; raise what it raises if that will not pass.
+
+    The pauses between attempts are drawn at random below a bound that doubles, so that many
+    clients do not come back together.
     """
     began_s = monotonic()
-    number = 0
-    yield number
-    while monotonic() - began_s < TOTAL_S:
-        sleep(random.uniform(0, min(_LONGEST_S, _FIRST_S * 2.0 ** min(number, 10))))
-        number += 1
-        yield number
+    longest_s = _FIRST_S
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            if not may_pass(error) or monotonic() - began_s > TOTAL_S:
+                raise
+            logger.info("to be tried again: %s", error)
+        sleep(random.uniform(0, longest_s))
+        longest_s = min(_LONGEST_S, 2 * longest_s)

@@ -13,6 +13,9 @@ from ray.util.queue import Empty, Queue
 
 from cropscore_ray.errors import ConfigError
 
+Handle = Any
+"""Something of Ray's that lives in another process: a queue, an actor."""
+
 # Ray's own object store takes 30 % of the memory by default; rows are small here.
 _OBJECT_STORE_BYTES = 512 * 2**20
 
@@ -67,7 +70,12 @@ def events(receive: Callable[..., None]) -> Iterator[Queue]:
         queue.shutdown(force=True)
 
 
-def tell(queue: Queue, *event: Any) -> None:
+def ask(method: Any, *arguments: Any) -> Any:
+    """Call a method of an actor, and wait for what it returns."""
+    return ray.get(method.remote(*arguments))
+
+
+def tell(queue: Handle, *event: Any) -> None:
     """Put an event into the queue of `events`, without waiting and whether it is there or not."""
     queue.actor.put_nowait.remote(event)
 

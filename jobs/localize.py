@@ -7,7 +7,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from cropscore_ray import lock, pipeline, run_folder, storage
+from cropscore_ray import lock, pipeline, run_folder, schema, storage
 from cropscore_ray.bundle import Bundle, load_bundle
 from cropscore_ray.config import SCORE_MODES, LocalizeConfig
 from cropscore_ray.datasets import absolute_source
@@ -19,6 +19,7 @@ from cropscore_ray.manifest import (
     match_classes,
     open_manifest,
 )
+from cropscore_ray.parts import BulkRun
 from cropscore_ray.predict import STAGES
 from cropscore_ray.progress import Progress
 from cropscore_ray.settings import to_dict
@@ -35,11 +36,14 @@ def run(
     config: LocalizeConfig,
     split: str | None = None,
     overwrite: bool = False,
+    max_failed_fraction: float = 1.0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run a bulk command to its end, or go on where it was stopped; return run.json.
 
-    RunConflictError if another run, or the same one, is at work in the folder.
+    Raises, among others:
+        RunConflictError: another run, or the same one, is at work in the folder.
+        DataError: too many images failed; the run is complete all the same.
 
     Args:
         command: localize or score.
@@ -49,6 +53,8 @@ def run(
         config: what to compute.
         split: of the manifest; None takes all its images.
         overwrite: delete another run that is in the folder.
+        max_failed_fraction: of the images, before the run counts as failed; it always does
+            when all of them failed.
         progress: where to show it.
     """
     shown = progress or Progress()
@@ -77,17 +83,31 @@ def run(
         )
         if folder.complete:
             shown.say(f"{out} is complete: {manifest.num_images} images; nothing to do")
-            return folder.record
-        run = pipeline.BulkRun(
-            command=command,
-            model_uri=model,
-            manifest=manifest,
-            config=config,
-            class_map=class_map,
-            folder=folder,
+        else:
+            run = BulkRun(
+                command=command,
+                stage=STAGES[command],
+                model_uri=model,
+                manifest=manifest,
+                config=config,
+                class_map=class_map,
+                folder=folder,
+            )
+            pipeline.run_parts(run, progress=partial(_show, shown, command))
+    _check_failures(folder.record["counts"], out, max_failed_fraction)
+    return folder.record
+
+
+def _check_failures(counts: dict[str, Any], out: str, max_failed_fraction: float) -> None:
+    num_images = counts["images"]
+    failed = {status: n for status, n in counts["by_status"].items() if status != schema.OK}
+    num_failed = sum(failed.values())
+    if num_failed == num_images or num_failed > max_failed_fraction * num_images:
+        reasons = ", ".join(f"{n} {status}" for status, n in sorted(failed.items()))
+        raise DataError(
+            f"{num_failed} of {num_images} images failed ({reasons}); {out} is complete",
+            hint="its rows say why, one by one; --max-failed-fraction says how many may fail",
         )
-        pipeline.run_parts(run, progress=partial(_show, shown, command))
-        return folder.record
 
 
 def _show(shown: Progress, command: str, done: int, total: int, by_status: Counter[str]) -> None:

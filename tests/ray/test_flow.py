@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -18,8 +19,9 @@ from cropscore_ray import storage
 from cropscore_ray.bundle import load_bundle, save_bundle
 from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.datasets.drawn import CLASS_NAMES, draw_image_set
-from cropscore_ray.errors import ConfigError, ModelError, RunConflictError
+from cropscore_ray.errors import ConfigError, DataError, ModelError, RunConflictError
 from cropscore_ray.jobs import evaluate, index, localize, recipes, train
+from cropscore_ray.predict import LocalizeStage
 from cropscore_ray.progress import Progress
 from cropscore_ray.settings import with_settings
 from cropscore_ray.training import cluster
@@ -353,3 +355,49 @@ def test_a_pyramids_model_localizes_in_its_own_mode(flow: Flow, tmp_path: Path) 
         run("localize", "other", "exact")
     own, other = run("score", "own", "pyramid"), run("score", "scores", "exact")
     assert own["counts"]["rows"] == other["counts"]["rows"]
+
+
+class DiesAtOneImage(LocalizeStage):
+    """A stage whose process dies at an image, as a broken decoder's would."""
+
+    def by_image(self, rows, fetched):
+        for row, data in zip(rows, fetched, strict=True):
+            if row["image_uri"].endswith("-poison.jpg") and isinstance(data, bytes):
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().by_image(rows, fetched)
+
+
+def test_an_image_that_kills_its_process_costs_no_neighbour_its_row(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+):
+    folder = flow.folder / "mixed"
+    folder.mkdir()
+    images = sorted((flow.folder / "images").rglob("*.jpg"))[:9]
+    for number, image in enumerate(images):
+        shutil.copy(image, folder / f"{number}{'-poison' if number == 4 else ''}.jpg")
+    out = str(flow.folder / "poisoned")
+    monkeypatch.setitem(localize.STAGES, "localize", DiesAtOneImage)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers have no tests
+    record = flow.localize(out, source=str(folder), config=LocalizeConfig(part_images=4))
+    assert record["counts"]["by_status"] == {"ok": 8, "crashed": 1}
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    monkeypatch.undo()
+    clean = str(flow.folder / "without-poison")
+    flow.localize(clean, source=str(folder), config=LocalizeConfig(part_images=4))
+    spared = [row for row in rows(clean) if "poison" not in row["image_uri"]]
+    assert [row for row in rows(out) if row["status"] == "ok"] == spared
+
+
+def test_too_many_failures_are_an_error_after_all_rows_are_written(flow: Flow):
+    folder = flow.folder / "half-broken"
+    folder.mkdir()
+    Image.new("RGB", (30, 30)).save(folder / "a.jpg")
+    (folder / "b.jpg").write_text("not an image")
+    out = str(flow.folder / "half-broken-run")
+    with pytest.raises(DataError, match=r"1 of 2 images failed \(1 undecodable\)"):
+        flow.localize(out, source=str(folder), max_failed_fraction=0.4)
+    assert {row["status"] for row in rows(out)} == {"ok", "undecodable"}
+    assert flow.localize(out, source=str(folder), max_failed_fraction=0.5)["complete"]
+    (folder / "a.jpg").write_text("nor this")
+    with pytest.raises(DataError, match="2 of 2 images failed"):
+        flow.localize(str(flow.folder / "broken-run"), source=str(folder))
