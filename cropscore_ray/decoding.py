@@ -16,11 +16,11 @@ from torch import Tensor
 
 from cropscore_ray import images
 from cropscore_ray.errors import ImageError
+from cropscore_ray.fetch import Fetched
 from cropscore_ray.images import Pixels
 
 logger = logging.getLogger(__name__)
 
-Fetched = bytes | ImageError
 Decoded = Pixels | Tensor | ImageError
 
 _END_OF_JPEG = b"\xff\xd9"

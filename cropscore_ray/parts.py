@@ -20,8 +20,8 @@ from cropscore_ray import fetch, retries, runtime, schema, storage
 from cropscore_ray.attempts import Attempt
 from cropscore_ray.bundle import load_bundle
 from cropscore_ray.config import LocalizeConfig
-from cropscore_ray.decoding import Fetched
 from cropscore_ray.errors import ImageError, StorageError
+from cropscore_ray.fetch import Fetched
 from cropscore_ray.manifest import StoredManifest
 from cropscore_ray.predict import ScoreStage
 from cropscore_ray.run_folder import RunFolder

@@ -17,8 +17,9 @@ from torch import Tensor
 from cropscore_ray import baselines, schema
 from cropscore_ray.bundle import LOCALIZER, SCORER, Bundle, classifier_part
 from cropscore_ray.config import LocalizeConfig
-from cropscore_ray.decoding import Decoded, Fetched, decode_ahead
+from cropscore_ray.decoding import Decoded, decode_ahead
 from cropscore_ray.errors import ImageError
+from cropscore_ray.fetch import Fetched
 from cropscore_ray.images import Pixels
 from cropscore_ray.localizer import Localizer, from_tensors
 from cropscore_ray.scoring import CropScorer, Look

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -115,6 +115,19 @@ def read_bytes(uri: str) -> bytes:
     fs, path = filesystem(uri)
     with _explained("read", uri), fs.open_input_stream(path) as stream:
         return bytes(stream.read())
+
+
+def open_file(uri: str, *, buffer_bytes: int | None = None) -> IO[bytes]:
+    """Open a file to read any part of it; OSError of the usual kinds says why that fails.
+
+    From a store, at least `buffer_bytes` come with each request.
+    """
+    if not is_remote(uri):
+        return open(absolute_uri(uri), "rb")
+    fs, path = filesystem(uri)
+    stream = fs.open_input_file(path)
+    found: IO[bytes] = io.BufferedReader(stream, buffer_bytes) if buffer_bytes else stream
+    return found
 
 
 @contextmanager

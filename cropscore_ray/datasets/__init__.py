@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from cropscore_ray import storage
-from cropscore_ray.datasets import csv, folder, ilsvrc, parquet, voc
+from cropscore_ray.datasets import csv, folder, ilsvrc, parquet, tar, voc
 from cropscore_ray.datasets.assembly import Index, assemble, summarize
 from cropscore_ray.datasets.files import Progress
 from cropscore_ray.datasets.records import Scan
@@ -42,6 +42,7 @@ FORMS = {
     "ilsvrc:ROOT": "ilsvrc:imagenet, the folder that holds ILSVRC/ and LOC_synset_mapping.txt",
     "voc:ROOT": "voc:VOCdevkit/VOC2012",
     "csv:FILE": "csv:photos/train.csv",
+    "tar:GLOB": "tar:s3://bucket/train-{000..123}.tar, or with *, or a folder of .tar files",
     "parquet:URI": "parquet:s3://bucket/images.parquet, or a manifest",
 }
 
@@ -52,6 +53,7 @@ _READERS: dict[str, _Reader] = {
     "ilsvrc": ilsvrc.scan,
     "voc": voc.scan,
     "csv": csv.scan,
+    "tar": tar.scan,
     "parquet": parquet.scan,
 }
 

@@ -14,10 +14,10 @@ from typing import IO, TypeVar
 import pyarrow.fs as pafs
 from PIL import Image, UnidentifiedImageError
 
-from cropscore_ray import storage
+from cropscore_ray import fetch, shards, storage
 from cropscore_ray.datasets.records import Size
 from cropscore_ray.datasets.report import Finding
-from cropscore_ray.errors import StorageError
+from cropscore_ray.errors import ImageError, StorageError
 
 Progress = Callable[[int, int | None], None]
 """Called with the number of files done in this pass, and the total if it is known."""
@@ -70,7 +70,24 @@ def image_sizes(
     # Set here, around the threads, because warning filters belong to the whole process.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield from read_all(_image_size, image_uris, progress)
+        for start in range(0, len(image_uris), CHUNK):
+            chunk = image_uris[start : start + CHUNK]
+            if any(map(shards.parse, chunk)):  # many in one file: they are read together
+                yield from map(_size_of_bytes, fetch.fetch_images(chunk))
+            else:
+                yield from read_all(_image_size, chunk)
+            if progress:
+                progress(start + len(chunk), len(image_uris))
+
+
+def _size_of_bytes(data: fetch.Fetched) -> Size | Finding:
+    if isinstance(data, ImageError):
+        kind = "image_without_file" if data.status == "missing" else "unreadable_header"
+        return Finding(kind, str(data))
+    try:
+        return _header_size(io.BytesIO(data))
+    except _PILLOW_ERRORS as error:
+        return _unreadable(error)
 
 
 def _image_size(image_uri: str) -> Size | Finding:
@@ -86,10 +103,14 @@ def _image_size(image_uri: str) -> Size | Finding:
     except FileNotFoundError:
         return Finding("image_without_file", "no file at this URI")
     except (StorageError, *_PILLOW_ERRORS) as error:
-        # Pillow's message names the buffer's address, which would change from run to run.
-        known = isinstance(error, UnidentifiedImageError)
-        reason = "not an image" if known else f"{type(error).__name__}: {error}"
-        return Finding("unreadable_header", reason)
+        return _unreadable(error)
+
+
+def _unreadable(error: Exception) -> Finding:
+    # Pillow's message names the buffer's address, which would change from run to run.
+    known = isinstance(error, UnidentifiedImageError)
+    reason = "not an image" if known else f"{type(error).__name__}: {error}"
+    return Finding("unreadable_header", reason)
 
 
 def _header_size(file: IO[bytes]) -> Size:

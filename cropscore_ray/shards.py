@@ -1,0 +1,111 @@
+"""Images inside larger files: members of a tar archive, rows of a Parquet file.
+
+Such an image has a URI too: its file's and, after a #, where in the file it lies.
+
+    s3://bucket/train-000001.tar#000000001536+34567/cat/7.jpg     offset, size and name
+    s3://bucket/images.parquet#000000017/image                    row and column
+
+Numbers have leading zeros, so that URIs in order lie in order. Images that lie side by side are read together. Nothing here reads a file.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+_TAR = re.compile(r"(?P<file>.*\.tar)#(?P<offset>\d+)\+(?P<size>\d+)/(?P<name>.*)", re.DOTALL)
+_PARQUET = re.compile(r"(?P<file>.*\.parquet)#(?P<row>\d+)/(?P<column>.*)", re.DOTALL)
+
+_LARGEST_READ = 8 * 2**20
+_LARGEST_GAP = 64 * 2**10  # bytes read in vain cost less than another request
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """The bytes of one image in a tar archive."""
+
+    file_uri: str
+    offset: int
+    size: int
+    name: str
+
+    @property
+    def uri(self) -> str:
+        """The image's URI."""
+        return f"{self.file_uri}#{self.offset:012d}+{self.size}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One image in a column of a Parquet file."""
+
+    file_uri: str
+    row: int
+    column: str
+
+    @property
+    def uri(self) -> str:
+        """The image's URI."""
+        return f"{self.file_uri}#{self.row:09d}/{self.column}"
+
+
+def parse(uri: str) -> Member | Cell | None:
+    """Return where in a larger file an image lies; None if it is a file of its own."""
+    if found := _TAR.fullmatch(uri):
+        return Member(found["file"], int(found["offset"]), int(found["size"]), found["name"])
+    if found := _PARQUET.fullmatch(uri):
+        return Cell(found["file"], int(found["row"]), found["column"])
+    return None
+
+
+def file_of(uri: str) -> str:
+    """Return the URI of the file in which an image lies, or which it is."""
+    where = parse(uri)
+    return where.file_uri if where else uri
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Neighbours in a tar archive, to be read at once."""
+
+    members: list[Member]
+
+    @property
+    def file_uri(self) -> str:
+        """The archive."""
+        return self.members[0].file_uri
+
+    @property
+    def start(self) -> int:
+        """The first byte."""
+        return self.members[0].offset
+
+    @property
+    def stop(self) -> int:
+        """The byte after the last."""
+        return max(one.offset + one.size for one in self.members)
+
+
+def spans(members: Sequence[Member]) -> Iterator[Span]:
+    """Yield all members, neighbours together."""
+    current: list[Member] = []
+    for one in sorted(members, key=lambda one: (one.file_uri, one.offset)):
+        if current and not _joins(Span(current), one):
+            yield Span(current)
+            current = []
+        current = [*current, one]
+    if current:
+        yield Span(current)
+
+
+def _joins(span: Span, one: Member) -> bool:
+    near = one.file_uri == span.file_uri and one.offset - span.stop <= _LARGEST_GAP
+    stop = max(span.stop, one.offset + one.size)
+    return near and stop - span.start <= _LARGEST_READ
+
+
+def columns(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
+    """Yield all cells, those of a file's column together in the order of rows."""
+    ordered = sorted(cells, key=lambda one: (one.file_uri, one.column, one.row))
+    for _, some in groupby(ordered, key=lambda one: (one.file_uri, one.column)):
+        yield list(some)
