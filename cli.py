@@ -8,13 +8,14 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from cropscore_ray import __version__
 from cropscore_ray.commands.bench import bench
+from cropscore_ray.commands.bulk import localize, pack, score
+from cropscore_ray.commands.options import model_option, overwrite_option, split_option
 from cropscore_ray.errors import CropscoreError
 
 # Ray reads these when it is imported. What it logs by itself is for its developers.
@@ -24,8 +25,6 @@ QUIET_RAY = {
     "RAY_DATA_LOG_LEVEL": "ERROR",
     "RAY_TRAIN_V2_ENABLED": "1",
 }
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _Shell(click.Group):
@@ -62,61 +61,6 @@ def main(verbose: bool) -> None:
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(message)s")
 
 
-def _model_option(command: Command) -> Command:
-    return click.option("--model", required=True, metavar="BUNDLE", help="The model bundle.")(
-        command
-    )
-
-
-def _split_option(command: Command) -> Command:
-    return click.option("--split", metavar="NAME", help="Only this split of the manifest.")(command)
-
-
-def _overwrite_option(command: Command) -> Command:
-    text = "Replace what another source, model or config left there."
-    return click.option("--overwrite", is_flag=True, help=text)(command)
-
-
-def _bulk_options(command: Command) -> Command:
-    for option in (
-        click.argument("source"),
-        _model_option,
-        click.option("--out", required=True, metavar="URI", help="The run folder."),
-        click.option(
-            "--classes",
-            type=click.Choice(["predicted", "label", "both"]),
-            default="both",
-            show_default=True,
-            help="Classes to localize: the predicted ones, the manifest's label, or both.",
-        ),
-        click.option(
-            "--top",
-            "top_k",
-            type=click.IntRange(1, 1000),
-            default=5,
-            show_default=True,
-            help="Predicted classes an image.",
-        ),
-        click.option(
-            "--mode",
-            type=click.Choice(["exact", "pyramid"]),
-            help="exact: 140 separate crops. pyramid: the same squares from three maps of the "
-            "image, several times faster. Without it, what the model learnt from.",
-        ),
-        click.option(
-            "--max-failed-fraction",
-            type=click.FloatRange(0, 1),
-            default=1.0,
-            show_default=True,
-            help="Exit with 1 if more of the images failed, or all.",
-        ),
-        _split_option,
-        _overwrite_option,
-    ):
-        command = option(command)
-    return command
-
-
 @main.command()
 @click.option("--out", default="demo", show_default=True, metavar="DIR", help="Where it all goes.")
 def demo(out: str) -> None:
@@ -134,7 +78,7 @@ def demo(out: str) -> None:
 @main.command()
 @click.argument("source")
 @click.option("--out", required=True, metavar="URI", help="The manifest's folder.")
-@_overwrite_option
+@overwrite_option
 def index(source: str, out: str, overwrite: bool) -> None:
     """Make a manifest of an image set.
 
@@ -162,13 +106,13 @@ def index(source: str, out: str, overwrite: bool) -> None:
     "stage", type=click.Choice(["classifier", "scorer", "localizer", "all"]), default="all"
 )
 @click.option("--data", required=True, metavar="MANIFEST", help="Images, classes and boxes.")
-@_model_option
+@model_option
 @click.option(
     "--recipe", metavar="NAME", help="Where the config begins: the model's own, or poster."
 )
 @click.option("--set", "settings", multiple=True, metavar="A.B=VALUE", help="Change one field.")
 @click.option("--init", metavar="WEIGHTS", help="First weights: the same as --set classifier.init.")
-@_split_option
+@split_option
 def train(
     stage: str,
     data: str,
@@ -203,57 +147,10 @@ def train(
     click.echo(f"{bundle.uri}: {', '.join(sorted(bundle.parts))}; fingerprint {bundle.fingerprint}")
 
 
-def _run_bulk(command: str, source: str, overwrite: bool, **options: Any) -> None:
-    from cropscore_ray.config import LocalizeConfig
-    from cropscore_ray.jobs import localize as job
-    from cropscore_ray.progress import Progress
-
-    fields = {name: options.pop(name) for name in ("classes", "top_k", "mode") if name in options}
-    config = LocalizeConfig(**fields)
-    progress = Progress()
-    with progress.live():
-        record = job.run(
-            command, source=source, config=config, overwrite=overwrite, progress=progress, **options
-        )
-    counts = record["counts"]
-    by_status = ", ".join(f"{n} {status}" for status, n in sorted(counts["by_status"].items()))
-    click.echo(f"{options['out']}: {counts['images']} images ({by_status}), {counts['rows']} rows")
-
-
-@main.command()
-@_bulk_options
-def score(source: str, **options: Any) -> None:
-    """Score the 140 crops of every image.
-
-    SOURCE is a manifest or anything that `index` takes.
-
-    \b
-    Example:
-        cropscore score manifest --model bundle --out scores --classes label
-    """
-    _run_bulk("score", source, **options)
-
-
-@main.command()
-@_bulk_options
-def localize(source: str, **options: Any) -> None:
-    """Find a box for every image and class.
-
-    SOURCE is a manifest or anything that `index` takes. Starting the same command again
-    goes on where it stopped.
-
-    \b
-    Examples:
-        cropscore localize photos --model bundle --out run
-        cropscore localize manifest --split val --model bundle --out s3://bucket/run
-    """
-    _run_bulk("localize", source, **options)
-
-
 @main.command()
 @click.argument("predictions")
 @click.option("--data", required=True, metavar="MANIFEST", help="The truth.")
-@_split_option
+@split_option
 @click.option("--json", "json_path", metavar="FILE", help="Write the same numbers as JSON.")
 @click.option(
     "--format",
@@ -321,7 +218,7 @@ def export(predictions: str, format_: str, out: str, meta: str | None) -> None:
 
 @main.command()
 @click.argument("run")
-@_split_option
+@split_option
 @click.option("--out", metavar="FILE.html", help="Where to write it; RUN/report.html without.")
 def report(run: str, split: str | None, out: str | None) -> None:
     """Draw a run as one HTML page: errors, charts, and a gallery with score maps.
@@ -335,7 +232,8 @@ def report(run: str, split: str | None, out: str | None) -> None:
     click.echo(job.run(run, split=split, out=out))
 
 
-main.add_command(bench)
+for command in (score, localize, pack, bench):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ table of many rows might be cut on its way, and be no part any more.
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,9 @@ from cropscore_ray.runtime import Handle
 Row = dict[str, Any]
 
 _PROGRESS_S = 1.0
-_ROW_COLUMNS = ["image_id", "image_uri", "width_px", "height_px", "class_index"]
 _FETCHED = pa.schema(
     [
-        *(schema.MANIFEST.field(name) for name in _ROW_COLUMNS),
+        *schema.MANIFEST,
         pa.field("data", pa.large_binary()),
         pa.field("fetch_status", pa.string()),
         pa.field("fetch_error", pa.string()),
@@ -46,17 +46,23 @@ class BulkRun:
     """What the workers of one run must know; travels with every task."""
 
     command: str
-    """What the user calls it."""
-    stage: type[ScoreStage]
-    model_uri: str
     manifest: StoredManifest
-    config: LocalizeConfig
-    class_map: list[int | None]
-    """The model's index of each of the manifest's classes, None where it has none."""
+    part_images: int
     folder: RunFolder
 
 
-def _as_row(number: int, rows: pa.Table) -> pa.Table:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """What an actor does with a part's images."""
+
+    stage: type[ScoreStage]
+    model_uri: str
+    config: LocalizeConfig
+    class_map: list[int | None]
+    """The model's index of each of the manifest's classes, None where it has none."""
+
+
+def as_row(number: int, rows: pa.Table) -> pa.Table:
     """Return a part as one row: a block of many rows might be cut, and no longer be a part."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
@@ -67,7 +73,8 @@ def _as_row(number: int, rows: pa.Table) -> pa.Table:
     return pa.table({"part": pa.array([number], pa.int64()), "rows": data})
 
 
-def _from_row(block: pa.Table) -> tuple[int, pa.Table]:
+def from_row(block: pa.Table) -> tuple[int, pa.Table]:
+    """Return a part's number and rows."""
     [number], [data] = block["part"].to_pylist(), block["rows"]
     return number, pa.ipc.open_stream(data.as_buffer()).read_all()
 
@@ -77,27 +84,25 @@ def plan_parts(_: pa.Table, run: BulkRun, done: frozenset[int]) -> Iterator[pa.T
 
     The same whenever it is called with the same arguments, as Ray does when its node is lost.
     """
-    for number, rows in enumerate(run.manifest.batches(run.config.part_images)):
+    for number, rows in enumerate(run.manifest.batches(run.part_images)):
         if number not in done:
-            yield _as_row(number, rows.select(_ROW_COLUMNS))
+            yield as_row(number, rows)
 
 
-def fetch_part(block: pa.Table, run: BulkRun) -> pa.Table:
+def fetch_part(block: pa.Table) -> pa.Table:
     """Return a part's rows with their images' bytes, or why there are none."""
-    number, table = _from_row(block)
+    number, table = from_row(block)
     rows = table.to_pylist()
     fetched = fetch.fetch_images(row["image_uri"] for row in rows)
     _require_an_answer(number, fetched, rows)
     for row, one in zip(rows, fetched, strict=True):
         error = one if isinstance(one, ImageError) else None
-        index = row["class_index"]
         row |= {
-            "class_index": None if index is None else run.class_map[index],
             "data": None if error else one,
             "fetch_status": error.status if error else None,
             "fetch_error": str(error) if error else None,
         }
-    return _as_row(number, pa.Table.from_pylist(rows, schema=_FETCHED))
+    return as_row(number, pa.Table.from_pylist(rows, schema=_FETCHED))
 
 
 def _require_an_answer(number: int, fetched: list[Fetched], rows: list[Row]) -> None:
@@ -112,23 +117,27 @@ def _require_an_answer(number: int, fetched: list[Fetched], rows: list[Row]) -> 
 class StageActor:
     """One model on one GPU (or on one node's cores): a part's rows in, table rows out."""
 
-    def __init__(self, run: BulkRun, queue: Handle, attempts: Handle) -> None:
+    def __init__(self, scoring: Scoring, queue: Handle, attempts: Handle) -> None:
         self.queue = queue
         self.attempts = attempts
         if not torch.cuda.is_available():
             torch.set_num_threads(os.cpu_count() or 1)  # Ray sets one thread a CPU asked for
-        self.stage = run.stage(load_bundle(run.model_uri), run.config)
+        self.stage = scoring.stage(load_bundle(scoring.model_uri), scoring.config)
+        self.class_map = scoring.class_map
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return the part's rows of the run's table."""
-        number, table = _from_row(block)
+        number, table = from_row(block)
         rows = table.to_pylist()
+        for row in rows:
+            index = row["class_index"]
+            row["class_index"] = None if index is None else self.class_map[index]
         attempt: Attempt = runtime.ask(self.attempts.begin, number)
         fetched = [_fetched(row, attempt) for row in rows]
         seen = self._one_by_one if attempt.one_by_one else self._together
         found = list(self._counted(seen(number, rows, fetched), len(rows)))
         runtime.ask(self.attempts.end, number)
-        return _as_row(number, schema.rows_to_table(found, self.stage.schema))
+        return as_row(number, schema.rows_to_table(found, self.stage.schema))
 
     def _together(self, _: int, rows: list[Row], fetched: list[Fetched]) -> Iterator[list[Row]]:
         return self.stage.by_image(rows, fetched)
@@ -162,15 +171,18 @@ def _fetched(row: Row, attempt: Attempt) -> Fetched:
 
 def write_part(block: pa.Table, run: BulkRun) -> pa.Table:
     """Write a part's rows as its file; return a summary of one row."""
-    number, rows = _from_row(block)
-    uri = run.folder.part_uri(number)
-    retries.persistently(
-        lambda: storage.write_table(uri, rows),
-        # A store may come back; a full disk will not pass.
-        lambda error: isinstance(error, StorageError) and storage.is_remote(uri),
-    )
+    number, rows = from_row(block)
+    write_persistently(run.folder.part_uri(number), partial(storage.write_table, table=rows))
     by_status = images_by_status(rows)
     return pa.table({"images": [sum(by_status.values())], "by_status": [json.dumps(by_status)]})
+
+
+def write_persistently(uri: str, write: Callable[[str], None]) -> None:
+    """Write a file of a part; a store may come back, a full disk will not pass."""
+    retries.persistently(
+        partial(write, uri),
+        lambda error: isinstance(error, StorageError) and storage.is_remote(uri),
+    )
 
 
 def images_by_status(rows: pa.Table) -> dict[str, int]:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
@@ -22,11 +23,12 @@ from ray.exceptions import RayError
 from cropscore_ray import run_folder, runtime, storage
 from cropscore_ray.attempts import Attempts
 from cropscore_ray.errors import CropscoreError, StorageError
+from cropscore_ray.packing import pack_part
 from cropscore_ray.parts import (
     BulkRun,
+    Scoring,
     StageActor,
     fetch_part,
-    images_by_status,
     plan_parts,
     write_part,
 )
@@ -39,27 +41,60 @@ Progress = Callable[[int, int, Counter[str]], None]
 """Called with images done, images in all, and images by status so far."""
 
 
-def run_parts(run: BulkRun, *, progress: Progress | None = None) -> None:
+Link = Callable[[ray.data.Dataset, "Todo"], ray.data.Dataset]
+"""Adds to a chain of fetched parts what is done with them: `scored` with its scoring, or `packed`.
+The rows of what it returns are summaries of written parts."""
+
+Count = Callable[[pa.Table], dict[str, int]]
+"""Returns the images by status of a written table."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Todo:
+    """What is left of a run, and whom workers tell how it goes."""
+
+    run: BulkRun
+    done: frozenset[int]
+    """Numbers of the parts that are written."""
+    num_parts: int
+    queue: Handle
+
+    @property
+    def num_left(self) -> int:
+        """Parts to be done."""
+        return self.num_parts - len(self.done)
+
+
+def run_parts(
+    run: BulkRun,
+    link: Link,
+    count: Count,
+    *,
+    progress: Progress | None = None,
+) -> None:
     """Do every part of a run that is not done yet, and complete its run.json.
 
     Args:
         run: what to do.
+        link: what is done with a part that is fetched.
+        count: images by status in a written table.
         progress: told as images are scored and parts are written.
 
     Raises:
         CropscoreError: a worker failed; what is written stays, the same command goes on.
     """
     began = time.monotonic()
-    num_images, size = run.manifest.num_images, run.config.part_images
+    num_images, size = run.manifest.num_images, run.part_images
     num_parts = -(-num_images // size)
-    done = frozenset(run.folder.done_parts())
-    num_done = sum(min(size, num_images - number * size) for number in done if number < num_parts)
+    done = frozenset(run.folder.done_parts()) & frozenset(range(num_parts))
+    num_done = sum(min(size, num_images - number * size) for number in done)
     tally = _Tally(num_done=num_done, num_images=num_images, progress=progress)
     try:
         if len(done) < num_parts:
             runtime.connect()
             with runtime.events(tally.count_images) as queue:
-                for summary in _chain(run, done, num_parts - len(done), queue).iter_rows():
+                todo = Todo(run=run, done=done, num_parts=num_parts, queue=queue)
+                for summary in link(_fetched_parts(todo), todo).iter_rows():
                     tally.count_part(json.loads(summary["by_status"]))
     except RayError as error:
         raise CropscoreError(
@@ -70,7 +105,7 @@ def run_parts(run: BulkRun, *, progress: Progress | None = None) -> None:
         wall_s = time.monotonic() - began
         times = run.folder.record["times"]
         run.folder.update(times={**times, "wall_s": round(times["wall_s"] + wall_s, 3)})
-    _complete(run.folder, num_images)
+    _complete(run.folder, num_images, count)
     rate = (num_images - num_done) / max(wall_s, 1e-9)
     logger.info("%s: %d images, %.2f images/s", run.command, num_images - num_done, rate)
 
@@ -104,8 +139,8 @@ class _Tally:
             self.progress(self.num_done + max(written, ahead), self.num_images, self.by_status)
 
 
-def _chain(run: BulkRun, done: frozenset[int], num_todo: int, queue: Handle) -> ray.data.Dataset:
-    """Return the lazy chain over the parts; its rows are summaries of written parts."""
+def _fetched_parts(todo: Todo) -> ray.data.Dataset:
+    """Return the lazy chain of the parts that are left, with their images' bytes."""
     context = DataContext.get_current()
     context.execution_options.verbose_progress = False
     context.enable_progress_bars = False
@@ -113,45 +148,62 @@ def _chain(run: BulkRun, done: frozenset[int], num_todo: int, queue: Handle) -> 
     context.execution_no_progress_timeout_s = -1  # waiting for GPU nodes is no failure
     # Each row is handed on as it comes, a block of its own: the plan would else be one block.
     context.target_max_block_size = 1
-    attempts = ray.remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-    gpus = runtime.num_gpus()
-    pool = min(num_todo, gpus or runtime.num_nodes())
-    resources = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 1}
     return (
         ray.data.from_items([{"plan": 0}])
-        .map_batches(plan_parts, fn_args=(run, done), batch_format="pyarrow", num_cpus=0)
+        .map_batches(plan_parts, fn_args=(todo.run, todo.done), batch_format="pyarrow", num_cpus=0)
         .map_batches(
             fetch_part,
-            fn_args=(run,),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0.5,
-            compute=TaskPoolStrategy(size=min(num_todo, 2 * pool)),  # parts may be large
-        )
-        .map_batches(
-            StageActor,
-            fn_constructor_args=(run, queue, attempts.remote()),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=pool),
-            **resources,
-        )
-        .map_batches(
-            write_part, fn_args=(run,), batch_size=None, batch_format="pyarrow", num_cpus=0.5
+            # A part may be large, so no more than two for each that works on one.
+            compute=TaskPoolStrategy(size=min(todo.num_left, 2 * _num_workers())),
         )
     )
 
 
-def _complete(folder: RunFolder, num_images: int) -> None:
-    rows = storage.read_table(folder.table_uri, columns=["image_id", "status"])
-    by_status = images_by_status(rows)
-    if sum(by_status.values()) != num_images:
+def _num_workers() -> int:
+    return runtime.num_gpus() or runtime.num_nodes()
+
+
+def scored(scoring: Scoring, fetched: ray.data.Dataset, todo: Todo) -> ray.data.Dataset:
+    """Add what actors with the model do with the images, and the writing of their table."""
+    attempts = ray.remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+    on_gpu = runtime.num_gpus() > 0
+    return fetched.map_batches(
+        StageActor,
+        fn_constructor_args=(scoring, todo.queue, attempts.remote()),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=min(todo.num_left, _num_workers())),
+        num_gpus=1 if on_gpu else 0,
+        num_cpus=0 if on_gpu else 1,
+    ).map_batches(
+        write_part, fn_args=(todo.run,), batch_size=None, batch_format="pyarrow", num_cpus=0.5
+    )
+
+
+def packed(fetched: ray.data.Dataset, todo: Todo) -> ray.data.Dataset:
+    """Add the writing of archives and of the manifest that finds images there."""
+    return fetched.map_batches(
+        pack_part, fn_args=(todo.run,), batch_size=None, batch_format="pyarrow", num_cpus=0.5
+    )
+
+
+def _complete(folder: RunFolder, num_images: int, count: Count) -> None:
+    """Count what is written, file by file, and say in run.json that the run is complete."""
+    by_status: Counter[str] = Counter()
+    num_rows = 0
+    for rows in storage.read_tables(folder.table_uri):
+        by_status.update(count(rows))
+        num_rows += len(rows)
+    if by_status.total() != num_images:
         raise StorageError(
-            f"{folder.table_uri} has rows of {sum(by_status.values())} images, not {num_images}",
+            f"{folder.table_uri} has rows of {by_status.total()} images, not {num_images}",
             hint="if files were taken away, the same command makes them again",
         )
     folder.update(
-        counts={"images": sum(by_status.values()), "rows": len(rows), "by_status": by_status},
+        counts={"images": num_images, "rows": num_rows, "by_status": dict(by_status)},
         times={**folder.record["times"], "finished_at": run_folder.now()},
         complete=True,
     )

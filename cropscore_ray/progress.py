@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -67,6 +68,15 @@ class Progress:
         left = f", {(total - done) / rate:.0f} s left" if total and rate and done < total else ""
         of = f" of {total}" if total is not None else ""
         self.say(f"{stage}: {done}{of}{left}{', ' if detail else ''}{detail}")
+
+    def failures(self, stage: str) -> Callable[[int, int, Counter[str]], None]:
+        """Return what shows a stage whose images have a status: done, total, failed."""
+
+        def show(done: int, total: int, by_status: Counter[str]) -> None:
+            failed = sum(count for status, count in by_status.items() if status != "ok")
+            self.update(stage, done, total, f"{failed} failed" if failed else "")
+
+        return show
 
     def _update_bar(self, stage: str, done: int, total: int | None, detail: str) -> None:
         assert self._bars is not None

@@ -15,6 +15,7 @@ from cropscore_ray.errors import RunConflictError
 
 FORMAT = 1
 TABLES = ("predictions", "scores")
+PACKED = ("manifest", "shards")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +76,7 @@ def discard(uri: str) -> None:
         return
     where = storage.join(uri, "run.json")
     storage.write_json(where, {**record, "complete": False})  # true at every moment of this
-    for name in TABLES:
+    for name in PACKED if record.get("command") == "pack" else TABLES:
         storage.delete_folder(storage.join(uri, name))
     storage.delete_file(where)
 
@@ -85,7 +86,7 @@ def open_run(uri: str, *, table: str, identity: dict[str, Any], facts: dict[str,
 
     Args:
         uri: the run folder.
-        table: the name of its table: predictions or scores.
+        table: the name of its table: predictions, scores or, of a packed set, manifest.
         identity: what makes two runs the same: command, model, manifest and config.
         facts: what else run.json should tell.
 

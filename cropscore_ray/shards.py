@@ -5,7 +5,8 @@ Such an image has a URI too: its file's and, after a #, where in the file it lie
     s3://bucket/train-000001.tar#000000001536+34567/cat/7.jpg     offset, size and name
     s3://bucket/images.parquet#000000017/image                    row and column
 
-Numbers have leading zeros, so that URIs in order lie in order. Images that lie side by side are read together. Nothing here reads a file.
+Numbers have leading zeros, so that URIs in order lie in order. Images that lie side by side
+are read together. Nothing here reads a file.
 """
 
 import re

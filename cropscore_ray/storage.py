@@ -10,6 +10,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from cropscore_ray.errors import DataError, StorageError
 
 FILE_SCHEME = "file://"
+_READERS = 16
 
 
 def is_remote(uri: str) -> bool:
@@ -203,6 +205,19 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     dataset = open_table(uri)
     with _explained("read", uri):
         return dataset.to_table(columns=columns).replace_schema_metadata(dataset.schema.metadata)
+
+
+def read_tables(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the Parquet files below a folder one after the other; a few are read ahead."""
+    files = table_files(uri)
+
+    def read(file: str) -> pa.Table:
+        with _explained("read", file), open_file(file) as stream:
+            return pq.read_table(stream, columns=columns)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(files), 4 * _READERS):
+            yield from pool.map(read, files[start : start + 4 * _READERS])
 
 
 def delete_file(uri: str) -> None:

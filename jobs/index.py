@@ -1,9 +1,10 @@
 """The job behind `cropscore index`: an image set becomes a manifest."""
 
-from cropscore_ray import storage
+from cropscore_ray import run_folder, storage
 from cropscore_ray.datasets import IndexReport, Progress, absolute_source, index_source
 from cropscore_ray.errors import RunConflictError
 from cropscore_ray.manifest import is_manifest, write_manifest
+from cropscore_ray.progress import Progress as Shown
 
 
 def run(
@@ -39,6 +40,27 @@ def require_source(source: str, out: str) -> bool:
             hint="choose another --out, or replace it with --overwrite",
         )
     return True
+
+
+def manifest_of(
+    source: str, run_uri: str, shown: Shown, *, overwrite: bool, name: str = "manifest"
+) -> str:
+    """Return where a run's manifest is: the source, or else RUN/NAME, indexed once a run."""
+    if ":" not in source.split("://")[0]:
+        plain = storage.absolute_uri(source)
+        if storage.exists(plain) and is_manifest(plain):
+            return plain
+    inside = storage.join(run_uri, name)
+    begun = run_folder.read_record(run_uri) is not None and not overwrite
+    if not (begun and require_source(source, inside)):
+        report = run(
+            source,
+            inside,
+            overwrite=True,  # a manifest without its run was left by a start that failed
+            progress=lambda n, total: shown.update("index", n, total),
+        )
+        shown.say(render(report))
+    return inside
 
 
 def render(report: IndexReport) -> str:

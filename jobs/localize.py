@@ -1,7 +1,6 @@
 """The job behind `cropscore localize` and `cropscore score`: images become a table."""
 
 import platform
-from collections import Counter
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
@@ -15,11 +14,10 @@ from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import index
 from cropscore_ray.manifest import (
     StoredManifest,
-    is_manifest,
     match_classes,
     open_manifest,
 )
-from cropscore_ray.parts import BulkRun
+from cropscore_ray.parts import BulkRun, Scoring, images_by_status
 from cropscore_ray.predict import STAGES
 from cropscore_ray.progress import Progress
 from cropscore_ray.settings import to_dict
@@ -63,7 +61,7 @@ def run(
     config = _with_mode(command, config, bundle)
     bundle.require(*STAGES[command].required_parts(config))
     with lock.held(out, shown.say):
-        manifest_uri = _manifest_uri(source, out, shown, overwrite=overwrite)
+        manifest_uri = index.manifest_of(source, out, shown, overwrite=overwrite)
         manifest = open_manifest(manifest_uri, split)
         class_map = match_classes(manifest.classes, bundle.classes)
         _check_classes(config, manifest, class_map, model, shown)
@@ -84,16 +82,20 @@ def run(
         if folder.complete:
             shown.say(f"{out} is complete: {manifest.num_images} images; nothing to do")
         else:
-            run = BulkRun(
-                command=command,
-                stage=STAGES[command],
-                model_uri=model,
-                manifest=manifest,
-                config=config,
-                class_map=class_map,
-                folder=folder,
+            scoring = Scoring(
+                stage=STAGES[command], model_uri=model, config=config, class_map=class_map
             )
-            pipeline.run_parts(run, progress=partial(_show, shown, command))
+            pipeline.run_parts(
+                BulkRun(
+                    command=command,
+                    manifest=manifest,
+                    part_images=config.part_images,
+                    folder=folder,
+                ),
+                partial(pipeline.scored, scoring),
+                images_by_status,
+                progress=shown.failures(command),
+            )
     _check_failures(folder.record["counts"], out, max_failed_fraction)
     return folder.record
 
@@ -108,11 +110,6 @@ def _check_failures(counts: dict[str, Any], out: str, max_failed_fraction: float
             f"{num_failed} of {num_images} images failed ({reasons}); {out} is complete",
             hint="its rows say why, one by one; --max-failed-fraction says how many may fail",
         )
-
-
-def _show(shown: Progress, command: str, done: int, total: int, by_status: Counter[str]) -> None:
-    failed = sum(count for status, count in by_status.items() if status != "ok")
-    shown.update(command, done, total, f"{failed} failed" if failed else "")
 
 
 def _with_mode(command: str, config: LocalizeConfig, bundle: Bundle) -> LocalizeConfig:
@@ -132,25 +129,6 @@ def _with_mode(command: str, config: LocalizeConfig, bundle: Bundle) -> Localize
     if command == "score" and mode not in SCORE_MODES:
         mode = "pyramid"  # a voter's scorer scores squares as any other does
     return replace(config, mode=mode)
-
-
-def _manifest_uri(source: str, out: str, shown: Progress, *, overwrite: bool) -> str:
-    """Return the source if it is a manifest, else index it into the run folder, once a run."""
-    if ":" not in source.split("://")[0]:
-        plain = storage.absolute_uri(source)
-        if storage.exists(plain) and is_manifest(plain):
-            return plain
-    inside = storage.join(out, "manifest")
-    begun = run_folder.read_record(out) is not None and not overwrite
-    if not (begun and index.require_source(source, inside)):
-        report = index.run(
-            source,
-            inside,
-            overwrite=True,  # a manifest without its run was left by a start that failed
-            progress=lambda n, total: shown.update("index", n, total),
-        )
-        shown.say(index.render(report))
-    return inside
 
 
 def _check_classes(

@@ -1,1 +1,1 @@
-"""Commands of the command line that have subcommands of their own; cli.py has the others."""
+"""Commands of the command line that share options or have subcommands; cli.py has the others."""

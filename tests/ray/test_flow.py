@@ -20,7 +20,7 @@ from cropscore_ray.bundle import load_bundle, save_bundle
 from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.datasets.drawn import CLASS_NAMES, draw_image_set
 from cropscore_ray.errors import ConfigError, DataError, ModelError, RunConflictError
-from cropscore_ray.jobs import evaluate, index, localize, recipes, train
+from cropscore_ray.jobs import evaluate, index, localize, pack, recipes, train
 from cropscore_ray.predict import LocalizeStage
 from cropscore_ray.progress import Progress
 from cropscore_ray.settings import with_settings
@@ -401,3 +401,40 @@ def test_too_many_failures_are_an_error_after_all_rows_are_written(flow: Flow):
     (folder / "a.jpg").write_text("nor this")
     with pytest.raises(DataError, match="2 of 2 images failed"):
         flow.localize(str(flow.folder / "broken-run"), source=str(folder))
+
+
+def test_a_packed_set_gives_the_same_rows(flow: Flow, capsys: pytest.CaptureFixture[str]):
+    source, out = flow.folder / "to-pack", str(flow.folder / "packed")
+    for number, image in enumerate(sorted((flow.folder / "images").rglob("*.jpg"))[:10]):
+        (source / f"class-{number % 3}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, source / f"class-{number % 3}" / f"{number}.jpg")
+    index.run(str(source), str(flow.folder / "to-pack-manifest"))
+    (source / "class-2" / "5.jpg").unlink()
+    listed = str(flow.folder / "to-pack-manifest")
+    record = pack.run(listed, out=out, shard_images=4)
+    assert record["counts"] == {
+        "images": 10,
+        "rows": 10,
+        "by_status": {"ok": 9, "left_where_it_was": 1},
+    }
+    shards = [Path(file).name for file in storage.list_files(f"{out}/shards")]
+    assert shards == [f"shard-{number:07d}.tar" for number in range(3)]
+    before = {path: path.read_bytes() for path in Path(out).rglob("*.tar")}
+    pack.run(listed, out=out, shard_images=4)
+    assert "nothing to do" in capsys.readouterr().err
+    pack.run(listed, out=out, shard_images=4, overwrite=True)
+    assert before == {path: path.read_bytes() for path in Path(out).rglob("*.tar")}
+    # The archives stand for themselves too, but for the image that is in none of them.
+    again = index.run(f"tar:{out}/shards", str(flow.folder / "from-shards"))
+    assert (again.num_images, again.num_classes) == (9, 3)
+
+    def found(where: str) -> list[dict]:
+        return [
+            {name: value for name, value in row.items() if name not in ("image_uri", "error")}
+            for row in rows(where)
+        ]
+
+    flow.localize(f"{out}-run", source=f"{out}/manifest")
+    flow.localize(f"{out}-plain", source=listed)
+    assert found(f"{out}-run") == found(f"{out}-plain")
+    assert [row["status"] for row in found(f"{out}-run")].count("missing") == 1

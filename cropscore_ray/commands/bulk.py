@@ -1,0 +1,135 @@
+"""The commands that go through an image set of any size: `score`, `localize` and `pack`."""
+# ruff: noqa: D301 (\b is the backspace with which click keeps an example's lines apart)
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from cropscore_ray.commands.options import (
+    model_option,
+    overwrite_option,
+    split_option,
+)
+
+
+def _bulk_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.argument("source"),
+        model_option,
+        click.option("--out", required=True, metavar="URI", help="The run folder."),
+        click.option(
+            "--classes",
+            type=click.Choice(["predicted", "label", "both"]),
+            default="both",
+            show_default=True,
+            help="Classes to localize: the predicted ones, the manifest's label, or both.",
+        ),
+        click.option(
+            "--top",
+            "top_k",
+            type=click.IntRange(1, 1000),
+            default=5,
+            show_default=True,
+            help="Predicted classes an image.",
+        ),
+        click.option(
+            "--mode",
+            type=click.Choice(["exact", "pyramid"]),
+            help="exact: 140 separate crops. pyramid: the same squares from three maps of the "
+            "image, several times faster. Without it, what the model learnt from.",
+        ),
+        click.option(
+            "--max-failed-fraction",
+            type=click.FloatRange(0, 1),
+            default=1.0,
+            show_default=True,
+            help="Exit with 1 if more of the images failed, or all.",
+        ),
+        split_option,
+        overwrite_option,
+    ):
+        command = option(command)
+    return command
+
+
+def _run_bulk(command: str, source: str, overwrite: bool, **options: Any) -> None:
+    from cropscore_ray.config import LocalizeConfig
+    from cropscore_ray.jobs import localize as job
+    from cropscore_ray.progress import Progress
+
+    fields = {name: options.pop(name) for name in ("classes", "top_k", "mode") if name in options}
+    config = LocalizeConfig(**fields)
+    progress = Progress()
+    with progress.live():
+        record = job.run(
+            command, source=source, config=config, overwrite=overwrite, progress=progress, **options
+        )
+    click.echo(_summary(options["out"], record["counts"]))
+
+
+@click.command()
+@_bulk_options
+def score(source: str, **options: Any) -> None:
+    """Score the 140 crops of every image.
+
+    SOURCE is a manifest or anything that `index` takes.
+
+    \b
+    Example:
+        cropscore score manifest --model bundle --out scores --classes label
+    """
+    _run_bulk("score", source, **options)
+
+
+@click.command()
+@_bulk_options
+def localize(source: str, **options: Any) -> None:
+    """Find a box for every image and class.
+
+    SOURCE is a manifest or anything that `index` takes. Starting the same command again
+    goes on where it stopped.
+
+    \b
+    Examples:
+        cropscore localize photos --model bundle --out run
+        cropscore localize manifest --split val --model bundle --out s3://bucket/run
+    """
+    _run_bulk("localize", source, **options)
+
+
+@click.command()
+@click.argument("source")
+@click.option("--out", required=True, metavar="URI", help="The folder of archives and manifest.")
+@click.option(
+    "--shard-images",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="Images an archive.",
+)
+@overwrite_option
+def pack(source: str, out: str, shard_images: int, overwrite: bool) -> None:
+    """Write many small files into tar archives, and a manifest of what lies in them.
+
+    SOURCE is anything that `index` takes. A store answers for an archive's images as fast as
+    for one file. OUT/manifest is then the source of other commands.
+
+    \b
+    Example:
+        cropscore pack s3://bucket/photos --out s3://bucket/packed
+    """
+    from cropscore_ray.jobs import pack as job
+    from cropscore_ray.progress import Progress
+
+    progress = Progress()
+    with progress.live():
+        record = job.run(
+            source, out=out, shard_images=shard_images, overwrite=overwrite, progress=progress
+        )
+    click.echo(_summary(f"{out}/manifest", record["counts"]))
+
+
+def _summary(where: str, counts: dict[str, Any]) -> str:
+    by_status = ", ".join(f"{n} {status}" for status, n in sorted(counts["by_status"].items()))
+    return f"{where}: {counts['images']} images ({by_status}), {counts['rows']} rows"
