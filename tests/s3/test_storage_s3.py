@@ -1,8 +1,10 @@
 """Storage against a real S3 server."""
 
+import io
 import os
 import subprocess
 import sys
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,9 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cropscore_ray import storage
-from cropscore_ray.errors import DataError, StorageError
+from cropscore_ray.datasets import index_source
+from cropscore_ray.errors import DataError, ImageError, StorageError
+from cropscore_ray.fetch import fetch_images
 from cropscore_ray.manifest import Manifest, is_manifest, read_manifest, write_manifest
 from cropscore_ray.schema import MANIFEST, ImageClass, rows_to_table
+from cropscore_ray.shards import Member
 
 
 def test_bytes_come_back_as_written(s3_uri: str) -> None:
@@ -144,3 +149,22 @@ def test_a_write_that_fails_halfway_leaves_the_old_object(
         storage.write_table(uri, pa.table({"id": [2]}))
     assert storage.list_files(s3_uri) == [uri]
     assert storage.read_table(uri)["id"].to_pylist() == [1]
+
+
+def test_images_inside_archives_and_tables_are_read_by_range(s3_uri: str) -> None:
+    images = [bytes([number]) * 2000 for number in range(5)]
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as tar:
+        for number, data in enumerate(images):
+            entry = tarfile.TarInfo(f"{number}.jpg")
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    storage.write_bytes(f"{s3_uri}/set-0.tar", sink.getvalue())
+    storage.write_table(f"{s3_uri}/set.parquet", pa.table({"image": images}), row_group_rows=2)
+    for source in (f"tar:{s3_uri}/set-*.tar", f"parquet:{s3_uri}/set.parquet"):
+        rows = index_source(source).manifest.table.to_pylist()
+        assert fetch_images(row["image_uri"] for row in rows) == images
+    beyond = Member(f"{s3_uri}/set-0.tar", 10**6, 10, "x.jpg").uri
+    [gone] = fetch_images([beyond])
+    assert isinstance(gone, ImageError)
+    assert gone.status == "missing"
