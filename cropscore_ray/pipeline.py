@@ -29,6 +29,7 @@ from cropscore_ray.parts import (
     Scoring,
     StageActor,
     fetch_part,
+    images_by_status,
     plan_parts,
     write_part,
 )
@@ -45,8 +46,17 @@ Link = Callable[[ray.data.Dataset, "Todo"], ray.data.Dataset]
 """Adds to a chain of fetched parts what is done with them: `scored` with its scoring, or `packed`.
 The rows of what it returns are summaries of written parts."""
 
-Count = Callable[[pa.Table], dict[str, int]]
-"""Returns the images by status of a written table."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Count:
+    """How the images of a written table are counted by status."""
+
+    columns: list[str]
+    """What must be read for that."""
+    by_status: Callable[[pa.Table], dict[str, int]]
+
+
+SCORED = Count(columns=["image_id", "status"], by_status=images_by_status)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +87,7 @@ def run_parts(
     Args:
         run: what to do.
         link: what is done with a part that is fetched.
-        count: images by status in a written table.
+        count: how what is written is counted in the end.
         progress: told as images are scored and parts are written.
 
     Raises:
@@ -194,8 +204,8 @@ def _complete(folder: RunFolder, num_images: int, count: Count) -> None:
     """Count what is written, file by file, and say in run.json that the run is complete."""
     by_status: Counter[str] = Counter()
     num_rows = 0
-    for rows in storage.read_tables(folder.table_uri):
-        by_status.update(count(rows))
+    for rows in storage.read_tables(folder.table_uri, count.columns):
+        by_status.update(count.by_status(rows))
         num_rows += len(rows)
     if by_status.total() != num_images:
         raise StorageError(

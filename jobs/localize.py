@@ -17,7 +17,7 @@ from cropscore_ray.manifest import (
     match_classes,
     open_manifest,
 )
-from cropscore_ray.parts import BulkRun, Scoring, images_by_status
+from cropscore_ray.parts import BulkRun, Scoring
 from cropscore_ray.predict import STAGES
 from cropscore_ray.progress import Progress
 from cropscore_ray.settings import to_dict
@@ -93,7 +93,7 @@ def run(
                     folder=folder,
                 ),
                 partial(pipeline.scored, scoring),
-                images_by_status,
+                pipeline.SCORED,
                 progress=shown.failures(command),
             )
     _check_failures(folder.record["counts"], out, max_failed_fraction)

@@ -53,7 +53,9 @@ def run(
         pipeline.run_parts(
             BulkRun(command="pack", manifest=manifest, part_images=shard_images, folder=folder),
             pipeline.packed,
-            lambda rows: packing.packed_by_status(rows, out),
+            pipeline.Count(
+                columns=["image_uri"], by_status=lambda rows: packing.packed_by_status(rows, out)
+            ),
             progress=shown.failures("pack"),
         )
         return folder.record
