@@ -60,10 +60,15 @@ class StoredManifest:
     files: list[str]
     """In the order of their rows; none if the rows must be sorted in memory."""
 
+    @property
+    def identity(self) -> str:
+        """What makes it the same set: its rows and classes."""
+        return self.fingerprint
+
     def batches(self, num_rows: int) -> Iterator[pa.Table]:
         """Yield so many rows at a time, and in the end what is left, in the order of image_id."""
         rows = _rows_in_order(self.uri, self.files)
-        return _recut((_of_split(some, self.split) for some in rows), num_rows)
+        return recut((_of_split(some, self.split) for some in rows), num_rows)
 
 
 def open_manifest(uri: str, split: str | None = None) -> StoredManifest:
@@ -141,12 +146,12 @@ def _fingerprint(tables: Iterable[pa.Table], classes: list[ImageClass]) -> str:
     sink = _Hash()
     plain = schema.with_classes(schema.MANIFEST, classes)
     with pa.ipc.new_stream(pa.PythonFile(sink, "w"), plain) as writer:
-        for rows in _recut(tables, _BATCH_ROWS):
+        for rows in recut(tables, _BATCH_ROWS):
             writer.write_table(rows.combine_chunks().cast(plain))
     return sink.sha256.hexdigest()[:16]
 
 
-def _recut(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
+def recut(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
     """Yield the same rows, so many at a time."""
     waiting: list[pa.Table] = []
     for table in tables:

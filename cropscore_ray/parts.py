@@ -23,6 +23,7 @@ from cropscore_ray.bundle import load_bundle
 from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.errors import ImageError, StorageError
 from cropscore_ray.fetch import Fetched
+from cropscore_ray.listing import GrowingManifest
 from cropscore_ray.manifest import StoredManifest
 from cropscore_ray.predict import ScoreStage
 from cropscore_ray.run_folder import RunFolder
@@ -46,7 +47,7 @@ class BulkRun:
     """What the workers of one run must know; travels with every task."""
 
     command: str
-    manifest: StoredManifest
+    manifest: StoredManifest | GrowingManifest
     part_images: int
     folder: RunFolder
 

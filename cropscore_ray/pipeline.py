@@ -38,8 +38,10 @@ from cropscore_ray.runtime import Handle
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, Counter[str]], None]
-"""Called with images done, images in all, and images by status so far."""
+_ASK_S = 2.0
+
+Progress = Callable[[int, int | None, Counter[str]], None]
+"""Called with images done, images in all if that is known, and images by status so far."""
 
 
 Link = Callable[[ray.data.Dataset, "Todo"], ray.data.Dataset]
@@ -66,13 +68,13 @@ class Todo:
     run: BulkRun
     done: frozenset[int]
     """Numbers of the parts that are written."""
-    num_parts: int
+    num_left: int | None
+    """Parts to be done; None while nobody knows."""
     queue: Handle
 
-    @property
-    def num_left(self) -> int:
-        """Parts to be done."""
-        return self.num_parts - len(self.done)
+    def at_most(self, number: int) -> int:
+        """Return the number, or that of the parts to be done if they are fewer."""
+        return number if self.num_left is None else min(number, self.num_left)
 
 
 def run_parts(
@@ -94,16 +96,20 @@ def run_parts(
         CropscoreError: a worker failed; what is written stays, the same command goes on.
     """
     began = time.monotonic()
-    num_images, size = run.manifest.num_images, run.part_images
-    num_parts = -(-num_images // size)
-    done = frozenset(run.folder.done_parts()) & frozenset(range(num_parts))
-    num_done = sum(min(size, num_images - number * size) for number in done)
-    tally = _Tally(num_done=num_done, num_images=num_images, progress=progress)
+    size, num_images = run.part_images, run.manifest.num_images
+    done, num_left = frozenset(run.folder.done_parts()), None
+    num_done = len(done) * size
+    if num_images is not None:
+        num_parts = -(-num_images // size)
+        done &= frozenset(range(num_parts))
+        num_left = num_parts - len(done)
+        num_done = sum(min(size, num_images - number * size) for number in done)
+    tally = _Tally(run=run, num_done=num_done, progress=progress)
     try:
-        if len(done) < num_parts:
+        if num_left != 0:
             runtime.connect()
             with runtime.events(tally.count_images) as queue:
-                todo = Todo(run=run, done=done, num_parts=num_parts, queue=queue)
+                todo = Todo(run=run, done=done, num_left=num_left, queue=queue)
                 for summary in link(_fetched_parts(todo), todo).iter_rows():
                     tally.count_part(json.loads(summary["by_status"]))
     except RayError as error:
@@ -115,6 +121,8 @@ def run_parts(
         wall_s = time.monotonic() - began
         times = run.folder.record["times"]
         run.folder.update(times={**times, "wall_s": round(times["wall_s"] + wall_s, 3)})
+    num_images = run.manifest.num_images
+    assert num_images is not None, "all parts are done, so all images were listed"
     _complete(run.folder, num_images, count)
     rate = (num_images - num_done) / max(wall_s, 1e-9)
     logger.info("%s: %d images, %.2f images/s", run.command, num_images - num_done, rate)
@@ -124,10 +132,12 @@ def run_parts(
 class _Tally:
     """Images done: by status where their part is written, and by number as they are scored."""
 
+    run: BulkRun
     num_done: int
-    num_images: int
     progress: Progress | None
     num_scored: int = 0
+    num_images: int | None = None
+    asked_s: float = -_ASK_S
     by_status: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -142,11 +152,20 @@ class _Tally:
             self._tell()
 
     def _tell(self) -> None:
-        if self.progress:
-            written = self.by_status.total()
-            # A part that is done twice is scored twice; only what is written can be the end.
-            ahead = min(self.num_scored, self.num_images - self.num_done - 1)
-            self.progress(self.num_done + max(written, ahead), self.num_images, self.by_status)
+        if not self.progress:
+            return
+        # A part that is done twice is scored twice; only what is written can be the end.
+        written, ahead = self.by_status.total(), self.num_scored
+        num_images = self._num_images()
+        if num_images is not None:
+            ahead = min(ahead, num_images - self.num_done - 1)
+        self.progress(self.num_done + max(written, ahead), num_images, self.by_status)
+
+    def _num_images(self) -> int | None:
+        """Return how many there are, asked for now and then while nobody knows."""
+        if self.num_images is None and time.monotonic() - self.asked_s > _ASK_S:
+            self.num_images, self.asked_s = self.run.manifest.num_images, time.monotonic()
+        return self.num_images
 
 
 def _fetched_parts(todo: Todo) -> ray.data.Dataset:
@@ -167,7 +186,7 @@ def _fetched_parts(todo: Todo) -> ray.data.Dataset:
             batch_format="pyarrow",
             num_cpus=0.5,
             # A part may be large, so no more than two for each that works on one.
-            compute=TaskPoolStrategy(size=min(todo.num_left, 2 * _num_workers())),
+            compute=TaskPoolStrategy(size=todo.at_most(2 * _num_workers())),
         )
     )
 
@@ -185,7 +204,7 @@ def scored(scoring: Scoring, fetched: ray.data.Dataset, todo: Todo) -> ray.data.
         fn_constructor_args=(scoring, todo.queue, attempts.remote()),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(todo.num_left, _num_workers())),
+        compute=ActorPoolStrategy(size=todo.at_most(_num_workers())),
         num_gpus=1 if on_gpu else 0,
         num_cpus=0 if on_gpu else 1,
     ).map_batches(

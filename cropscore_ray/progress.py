@@ -69,10 +69,10 @@ class Progress:
         of = f" of {total}" if total is not None else ""
         self.say(f"{stage}: {done}{of}{left}{', ' if detail else ''}{detail}")
 
-    def failures(self, stage: str) -> Callable[[int, int, Counter[str]], None]:
+    def failures(self, stage: str) -> Callable[[int, int | None, Counter[str]], None]:
         """Return what shows a stage whose images have a status: done, total, failed."""
 
-        def show(done: int, total: int, by_status: Counter[str]) -> None:
+        def show(done: int, total: int | None, by_status: Counter[str]) -> None:
             failed = sum(count for status, count in by_status.items() if status != "ok")
             self.update(stage, done, total, f"{failed} failed" if failed else "")
 

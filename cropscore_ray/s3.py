@@ -1,13 +1,19 @@
 """The S3 client for what pyarrow's file system cannot do: many small reads, conditional writes."""
 
+import itertools
 import os
-from functools import cache
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
 from typing import Any
 
 import boto3
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+
+from cropscore_ray import retries
 
 CONNECTIONS = 32
 SCHEME = "s3://"
@@ -46,6 +52,76 @@ def payer() -> dict[str, str]:
 def code_of(error: ClientError) -> str:
     """Return the word or number that S3 answered with."""
     return str(error.response.get("Error", {}).get("Code", ""))
+
+
+_PAGES = 10
+_LISTERS = 16
+
+
+def iter_keys(bucket: str, prefix: str, after: str = "") -> Iterator[str]:
+    """Yield the keys below a prefix in order, from the one that follows `after` on.
+
+    What looks like folders is listed side by side, ahead of its turn: the first pages of each;
+    what has more pages than that is listed on when it is its turn.
+    """
+    with ThreadPoolExecutor(_LISTERS, thread_name_prefix="list") as pool:
+        ahead: deque[Callable[[], Iterator[str]]] = deque()
+        for name, is_folder in iter_level(bucket, prefix, after):
+            if is_folder:
+                first = pool.submit(_first_keys, bucket, name, after)
+                ahead.append(partial(_keys_of_folder, bucket, name, first))
+            else:
+                ahead.append(partial(iter, [name]))
+            if len(ahead) > 4 * _LISTERS:
+                yield from ahead.popleft()()
+        for one in ahead:
+            yield from one()
+
+
+def iter_level(bucket: str, prefix: str, after: str = "") -> Iterator[tuple[str, bool]]:
+    """Yield the keys and, as keys with a / at their end, the folders directly below a prefix.
+
+    Those from `after` on, and the folder in which that lies.
+    """
+    # Of a folder that begins before the start of a listing, stores show nothing.
+    inside, slash, _ = after.removeprefix(prefix).partition("/")
+    start = f"{prefix}{inside}" if slash else after
+    for page in _pages(bucket, prefix, start, Delimiter="/"):
+        keys = [(one["Key"], False) for one in page.get("Contents", [])]
+        folders = [(one["Prefix"], True) for one in page.get("CommonPrefixes", [])]
+        for name, is_folder in sorted(keys + folders):
+            if name > after or (is_folder and after.startswith(name)):
+                yield name, is_folder
+
+
+def _keys_of_folder(
+    bucket: str, prefix: str, first: Future[tuple[list[str], bool]]
+) -> Iterator[str]:
+    keys, has_more = first.result()
+    yield from keys
+    if has_more:
+        for page in _pages(bucket, prefix, keys[-1]):
+            yield from (one["Key"] for one in page.get("Contents", []))
+
+
+def _first_keys(bucket: str, prefix: str, after: str) -> tuple[list[str], bool]:
+    """Return the keys of the first pages below a prefix, and whether there are more."""
+    found: list[str] = []
+    for page in itertools.islice(_pages(bucket, prefix, after), _PAGES):
+        found += [one["Key"] for one in page.get("Contents", [])]
+    return found, bool(page.get("IsTruncated")) and bool(found)
+
+
+def _pages(bucket: str, prefix: str, after: str, **how: str) -> Iterator[dict[str, Any]]:
+    """Yield the pages of a listing; one that the store has no time for is asked for again."""
+    where = {"Bucket": bucket, "Prefix": prefix, "StartAfter": after, **how, **payer()}
+    while True:
+        ask = partial(client().list_objects_v2, **where)
+        page: dict[str, Any] = retries.persistently(ask, is_transient)
+        yield page
+        if not page.get("IsTruncated"):
+            return
+        where["ContinuationToken"] = page["NextContinuationToken"]
 
 
 _THROTTLED = {"SlowDown", "503", "429", "Throttling", "TooManyRequests", "RequestLimitExceeded"}

@@ -20,7 +20,9 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from botocore.exceptions import BotoCoreError, ClientError
 
+from cropscore_ray import s3
 from cropscore_ray.errors import DataError, StorageError
 
 FILE_SCHEME = "file://"
@@ -48,7 +50,7 @@ def join(uri: str, *parts: str) -> str:
 def _explained(action: str, uri: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowInvalid, BotoCoreError, ClientError) as error:
         reason = str(error).splitlines()[0][:300]
         hint = "check the path, its permissions and, for s3://, the AWS settings"
         raise StorageError(f"cannot {action} {uri}: {reason}", hint=hint) from error
@@ -89,27 +91,61 @@ def list_files(uri: str) -> list[str]:
     fs, path = filesystem(uri)
     with _explained("list", uri):
         if not is_remote(uri):
-            return sorted(_walk(path))
+            return list(_iter_tree(path, {os.path.realpath(path)})) if os.path.exists(path) else []
         selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
         scheme = uri.partition("://")[0]
         files = [info.path for info in fs.get_file_info(selector) if info.is_file]
         return sorted(f"{scheme}://{file}" for file in files)
 
 
-def _walk(folder: str) -> Iterator[str]:
-    """Yield all files below a local folder: links to nothing and odd names too, unlike pyarrow."""
+def iter_files(uri: str, after: str = "") -> Iterator[str]:
+    """Yield the URIs of all files below a folder in order, as they are found.
 
-    def fail(error: OSError) -> None:
-        raise error
+    `after` is a URI; files up to and with it are passed over. Nothing but a level of folders
+    of a disk, and a few thousand names of S3, is in memory.
+    """
+    with _explained("list", uri):
+        if uri.startswith(s3.SCHEME):
+            bucket, prefix = s3.bucket_and_key(uri)
+            start = s3.bucket_and_key(after)[1] if after else ""
+            for key in s3.iter_keys(bucket, f"{prefix}/" if prefix else "", start):
+                if not key.endswith("/"):  # an empty object in place of a folder
+                    yield f"{s3.SCHEME}{bucket}/{key}"
+        elif is_remote(uri):
+            yield from (file for file in list_files(uri) if file > after)
+        else:
+            yield from (
+                file
+                for file in _iter_tree(absolute_uri(uri), {os.path.realpath(absolute_uri(uri))})
+                if file > after
+            )
 
-    if os.path.exists(folder):
-        seen: set[str] = set()
-        for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-            # A link to a folder above would be walked for ever.
-            places = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
-            folders[:] = [name for name in folders if places[name] not in seen]
-            seen.update(places.values())
-            yield from (os.path.join(parent, name) for name in names)
+
+def _iter_tree(folder: str, seen: set[str]) -> Iterator[str]:
+    """Yield all files in the order of their whole names: links to nothing and odd names too."""
+    with os.scandir(folder) as entries:
+        names = sorted(f"{one.name}/" if one.is_dir() else one.name for one in entries)
+    for name in names:
+        where = os.path.join(folder, name)
+        if not name.endswith("/"):
+            yield where
+            continue
+        place = os.path.realpath(where)
+        if place not in seen:  # a link to a folder above would be walked for ever
+            seen.add(place)
+            yield from _iter_tree(where.rstrip("/"), seen)
+
+
+def folders_in(uri: str) -> list[str]:
+    """Return the names of the folders directly below a folder, sorted."""
+    with _explained("list", uri):
+        if uri.startswith(s3.SCHEME):
+            bucket, prefix = s3.bucket_and_key(uri)
+            level = s3.iter_level(bucket, f"{prefix}/" if prefix else "")
+            return [name.rstrip("/").rsplit("/", 1)[-1] for name, is_folder in level if is_folder]
+        fs, path = filesystem(uri)
+        found = fs.get_file_info(pafs.FileSelector(path))
+        return sorted(one.base_name for one in found if one.type == pafs.FileType.Directory)
 
 
 def read_bytes(uri: str) -> bytes:

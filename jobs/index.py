@@ -1,9 +1,14 @@
 """The job behind `cropscore index`: an image set becomes a manifest."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from cropscore_ray import run_folder, storage
 from cropscore_ray.datasets import IndexReport, Progress, absolute_source, index_source
-from cropscore_ray.errors import RunConflictError
-from cropscore_ray.manifest import is_manifest, write_manifest
+from cropscore_ray.datasets.folder import require_folder
+from cropscore_ray.errors import DataError, RunConflictError
+from cropscore_ray.listing import GrowingManifest, Lister
+from cropscore_ray.manifest import StoredManifest, is_manifest, write_manifest
 from cropscore_ray.progress import Progress as Shown
 
 
@@ -42,14 +47,31 @@ def require_source(source: str, out: str) -> bool:
     return True
 
 
+def is_folder_source(source: str) -> bool:
+    """Tell whether a source is a folder of images, which is listed while work goes on.
+
+    StorageError or DataError if it is none but looks like one.
+    """
+    uri = storage.absolute_uri(source)
+    if absolute_source(source) != uri or _is_manifest(source):
+        return False
+    require_folder(uri)
+    return True
+
+
+def _is_manifest(source: str) -> bool:
+    if ":" in source.split("://")[0]:
+        return False
+    plain = storage.absolute_uri(source)
+    return storage.exists(plain) and is_manifest(plain)
+
+
 def manifest_of(
     source: str, run_uri: str, shown: Shown, *, overwrite: bool, name: str = "manifest"
 ) -> str:
     """Return where a run's manifest is: the source, or else RUN/NAME, indexed once a run."""
-    if ":" not in source.split("://")[0]:
-        plain = storage.absolute_uri(source)
-        if storage.exists(plain) and is_manifest(plain):
-            return plain
+    if _is_manifest(source):
+        return storage.absolute_uri(source)
     inside = storage.join(run_uri, name)
     begun = run_folder.read_record(run_uri) is not None and not overwrite
     if not (begun and require_source(source, inside)):
@@ -61,6 +83,48 @@ def manifest_of(
         )
         shown.say(render(report))
     return inside
+
+
+@contextmanager
+def listed(
+    manifest: StoredManifest | GrowingManifest, run_uri: str, shown: Shown, *, afresh: bool
+) -> Iterator[None]:
+    """List the folder of a growing manifest while the block runs; begin once it has an image.
+
+    Args:
+        manifest: where images go; nothing is done for a stored one.
+        run_uri: the run folder, given up if the folder has no image.
+        shown: told what was found.
+        afresh: forget what was listed before.
+
+    Raises:
+        DataError: the folder has no image.
+    """
+    if isinstance(manifest, StoredManifest):
+        yield
+        return
+    if afresh:
+        storage.delete_folder(manifest.uri)
+    lister = Lister(manifest)
+    lister.start()
+    lister.has_images.wait()
+    ended = manifest.ended()
+    if ended and ended["error"] is None and ended["num_images"] == 0:
+        run_folder.discard(run_uri)
+        storage.delete_folder(manifest.uri)
+        raise DataError(
+            f"{manifest.folder_uri}: no image here{_others(ended['left_aside'])}",
+            hint="check the location; an image set in a table is given as csv:FILE or parquet:URI",
+        )
+    yield
+    ended = manifest.ended()
+    assert ended is not None, "all images are done, so all were found"
+    shown.say(f"{ended['num_images']:,} images found{_others(ended['left_aside'])}")
+
+
+def _others(left_aside: dict[str, int]) -> str:
+    aside = ", ".join(f"{count:,} {kind}" for kind, count in left_aside.items())
+    return f"; other files left aside, by extension: {aside}" if aside else ""
 
 
 def render(report: IndexReport) -> str:

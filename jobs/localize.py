@@ -12,6 +12,7 @@ from cropscore_ray.config import SCORE_MODES, LocalizeConfig
 from cropscore_ray.datasets import absolute_source
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import index
+from cropscore_ray.listing import GrowingManifest, growing_manifest
 from cropscore_ray.manifest import (
     StoredManifest,
     match_classes,
@@ -61,8 +62,7 @@ def run(
     config = _with_mode(command, config, bundle)
     bundle.require(*STAGES[command].required_parts(config))
     with lock.held(out, shown.say):
-        manifest_uri = index.manifest_of(source, out, shown, overwrite=overwrite)
-        manifest = open_manifest(manifest_uri, split)
+        manifest = _open_source(source, out, split, shown, overwrite=overwrite)
         class_map = match_classes(manifest.classes, bundle.classes)
         _check_classes(config, manifest, class_map, model, shown)
         if overwrite:
@@ -73,31 +73,44 @@ def run(
             identity={
                 "command": command,
                 "model": bundle.fingerprint,
-                "manifest": manifest.fingerprint,
+                "manifest": manifest.identity,
                 "split": split,
                 "config": to_dict(config),
             },
-            facts=_facts(command, bundle, source, manifest_uri, split, config),
+            facts=_facts(command, bundle, source, manifest.uri, split, config),
         )
         if folder.complete:
-            shown.say(f"{out} is complete: {manifest.num_images} images; nothing to do")
+            num_images = folder.record["counts"]["images"]
+            shown.say(f"{out} is complete: {num_images} images; nothing to do")
         else:
             scoring = Scoring(
                 stage=STAGES[command], model_uri=model, config=config, class_map=class_map
             )
-            pipeline.run_parts(
-                BulkRun(
-                    command=command,
-                    manifest=manifest,
-                    part_images=config.part_images,
-                    folder=folder,
-                ),
-                partial(pipeline.scored, scoring),
-                pipeline.SCORED,
-                progress=shown.failures(command),
-            )
+            with index.listed(manifest, out, shown, afresh=overwrite):
+                pipeline.run_parts(
+                    BulkRun(
+                        command=command,
+                        manifest=manifest,
+                        part_images=config.part_images,
+                        folder=folder,
+                    ),
+                    partial(pipeline.scored, scoring),
+                    pipeline.SCORED,
+                    progress=shown.failures(command),
+                )
     _check_failures(folder.record["counts"], out, max_failed_fraction)
     return folder.record
+
+
+def _open_source(
+    source: str, out: str, split: str | None, shown: Progress, *, overwrite: bool
+) -> StoredManifest | GrowingManifest:
+    """Return the source's manifest; that of a folder is still to be made, or to be gone on with."""
+    if index.is_folder_source(source):
+        if split is not None:
+            raise ConfigError(f"{source} is a folder and has no split {split!r}")
+        return growing_manifest(storage.absolute_uri(source), storage.join(out, "manifest"))
+    return open_manifest(index.manifest_of(source, out, shown, overwrite=overwrite), split)
 
 
 def _check_failures(counts: dict[str, Any], out: str, max_failed_fraction: float) -> None:
@@ -133,12 +146,12 @@ def _with_mode(command: str, config: LocalizeConfig, bundle: Bundle) -> Localize
 
 def _check_classes(
     config: LocalizeConfig,
-    manifest: StoredManifest,
+    manifest: StoredManifest | GrowingManifest,
     class_map: list[int | None],
     model: str,
     shown: Progress,
 ) -> None:
-    if not manifest.num_images:
+    if manifest.num_images == 0:
         raise DataError("there are no images to work on", hint="check the source or --split")
     unknown = [
         one.id for one, index in zip(manifest.classes, class_map, strict=True) if index is None

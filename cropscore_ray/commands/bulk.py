@@ -40,6 +40,13 @@ def _bulk_options(command: Callable[..., None]) -> Callable[..., None]:
             "image, several times faster. Without it, what the model learnt from.",
         ),
         click.option(
+            "--part-images",
+            type=click.IntRange(1),
+            default=64,
+            show_default=True,
+            help="Images a file, and what a lost node costs at most.",
+        ),
+        click.option(
             "--max-failed-fraction",
             type=click.FloatRange(0, 1),
             default=1.0,
@@ -58,7 +65,7 @@ def _run_bulk(command: str, source: str, overwrite: bool, **options: Any) -> Non
     from cropscore_ray.jobs import localize as job
     from cropscore_ray.progress import Progress
 
-    fields = {name: options.pop(name) for name in ("classes", "top_k", "mode") if name in options}
+    fields = {name: options.pop(name) for name in ("classes", "top_k", "mode", "part_images")}
     config = LocalizeConfig(**fields)
     progress = Progress()
     with progress.live():

@@ -111,14 +111,20 @@ def part_images(files: Iterable[str]) -> tuple[list[str], dict[str, int]]:
     images: list[str] = []
     others: Counter[str] = Counter()
     for file in files:
-        extension = PurePosixPath(file).suffix[1:].lower()
-        if not _is_text(file):
-            others["(name is not UTF-8)"] += 1
-        elif extension in IMAGE_EXTENSIONS:
+        other = other_kind(file)
+        if other is None:
             images.append(file)
         else:
-            others[extension or "(none)"] += 1
+            others[other] += 1
     return images, dict(sorted(others.items()))
+
+
+def other_kind(file: str) -> str | None:
+    """Return what a file is that is no image: its extension, as a rule; None for an image."""
+    if not _is_text(file):
+        return "(name is not UTF-8)"
+    extension = PurePosixPath(file).suffix[1:].lower()
+    return None if extension in IMAGE_EXTENSIONS else extension or "(none)"
 
 
 def _is_text(name: str) -> bool:

@@ -438,3 +438,36 @@ def test_a_packed_set_gives_the_same_rows(flow: Flow, capsys: pytest.CaptureFixt
     flow.localize(f"{out}-plain", source=listed)
     assert found(f"{out}-run") == found(f"{out}-plain")
     assert [row["status"] for row in found(f"{out}-run")].count("missing") == 1
+
+
+def test_a_folder_is_worked_on_while_it_is_listed_and_its_listing_survives(
+    flow: Flow, capsys: pytest.CaptureFixture[str]
+):
+    folder, out = flow.folder / "listed", str(flow.folder / "listed-run")
+    folder.mkdir()
+    for number, image in enumerate(sorted((flow.folder / "images").rglob("*.jpg"))[:5]):
+        shutil.copy(image, folder / f"{number}.jpg")
+    (folder / "notes.txt").touch()
+    flow.localize(out, source=str(folder))
+    said = capsys.readouterr().err
+    assert "5 images found; other files left aside, by extension: 1 txt" in said
+    before = rows(out)
+    # What came later is not of this run, whether it is gone on with or only looked at.
+    shutil.copy(folder / "0.jpg", folder / "late.jpg")
+    Path(storage.list_files(f"{out}/predictions")[0]).unlink()
+    record = storage.read_json(f"{out}/run.json")
+    storage.write_json(f"{out}/run.json", {**record, "complete": False})
+    flow.localize(out, source=str(folder))
+    assert rows(out) == before
+    with pytest.raises(RunConflictError, match=r"manifest: .*listed.* there, .*images.* now"):
+        flow.localize(out, source=str(flow.folder / "images"))
+    assert flow.localize(out, source=str(folder), overwrite=True)["counts"]["images"] == 6
+
+
+def test_a_folder_without_images_leaves_no_run(flow: Flow):
+    folder = flow.folder / "no-images"
+    folder.mkdir()
+    (folder / "notes.txt").touch()
+    with pytest.raises(DataError, match=r"no image here; other files left aside.*1 txt"):
+        flow.localize(str(flow.folder / "no-run"), source=str(folder))
+    assert not (flow.folder / "no-run" / "run.json").exists()

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cropscore_ray import storage
+from cropscore_ray import s3, storage
 from cropscore_ray.datasets import index_source
 from cropscore_ray.errors import DataError, ImageError, StorageError
 from cropscore_ray.fetch import fetch_images
@@ -168,3 +168,21 @@ def test_images_inside_archives_and_tables_are_read_by_range(s3_uri: str) -> Non
     [gone] = fetch_images([beyond])
     assert isinstance(gone, ImageError)
     assert gone.status == "missing"
+
+
+def test_keys_are_listed_in_order_over_pages_and_folders(s3_uri: str) -> None:
+    bucket, prefix = s3.bucket_and_key(s3_uri)
+    names = [f"many/{i:04d}.jpg" for i in range(1100)]
+    names += ["many-more/1.jpg", "a.jpg", "a/b/c.jpg", "z/ä ö+%.jpg", "many.jpg"]
+    client = boto3.client("s3")
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda n: client.put_object(Bucket=bucket, Key=f"{prefix}/{n}"), names))
+    client.put_object(Bucket=bucket, Key=f"{prefix}/empty/")
+    expected = sorted(f"{s3_uri}/{name}" for name in names)
+    assert list(storage.iter_files(s3_uri)) == expected
+    for after in (expected[0], expected[5], expected[600], expected[-2], f"{s3_uri}/many/05"):
+        later = [uri for uri in expected if uri > after]
+        assert list(storage.iter_files(s3_uri, after)) == later
+    assert storage.folders_in(s3_uri) == ["a", "empty", "many-more", "many", "z"]
+    with pytest.raises(StorageError, match="cannot list s3://no-such-bucket-here"):
+        next(storage.iter_files("s3://no-such-bucket-here/x"))

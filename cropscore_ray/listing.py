@@ -1,0 +1,181 @@
+"""A manifest that grows while a folder is listed, for sets too large to list before work begins.
+
+The lister writes the manifest in chunks, each a whole file, and in the end says how many images
+there are. Who reads it takes chunk after chunk, and waits for those that are not there yet.
+Stopped and started again, the lister goes on after the last image of its last chunk.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from cropscore_ray import schema, storage
+from cropscore_ray.datasets.records import other_kind
+from cropscore_ray.errors import CropscoreError, StorageError
+from cropscore_ray.manifest import recut
+from cropscore_ray.schema import ImageClass
+
+CHUNK_IMAGES = 16_384
+CHUNK_S = 5.0
+"""A chunk is written when it is full, or so old: work begins with the first images found."""
+_POLL_S = 0.5
+_MOST_CLASSES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrowingManifest:
+    """The manifest of a folder that may still be listed."""
+
+    uri: str
+    folder_uri: str
+    classes: list[ImageClass]
+    """The folder's own folders: an image's class is the one that it lies in."""
+
+    @property
+    def num_images(self) -> int | None:
+        """How many there are; None while the folder is being listed."""
+        ended = self.ended()
+        return None if ended is None else int(ended["num_images"])
+
+    @property
+    def identity(self) -> str:
+        """What makes it the same set: the folder, whose content is what was found in it."""
+        return self.folder_uri
+
+    def batches(self, num_rows: int) -> Iterator[pa.Table]:
+        """Yield so many rows at a time, and in the end what is left, as they are found.
+
+        Raises:
+            StorageError: the listing failed.
+        """
+        return recut(self._chunks(), num_rows)
+
+    def ended(self) -> dict[str, Any] | None:
+        """Return how the listing ended; None while it has not."""
+        where = storage.join(self.uri, "listing.json")
+        found: dict[str, Any] | None = storage.read_json(where) if storage.exists(where) else None
+        return found
+
+    def chunk_uri(self, number: int) -> str:
+        """Return where a chunk is, or will be."""
+        return storage.join(self.uri, f"chunk-{number:07d}.parquet")
+
+    def _chunks(self) -> Iterator[pa.Table]:
+        number = 0
+        while True:
+            ended = self.ended()  # before the look for the chunk: it is written after the last
+            if storage.exists(self.chunk_uri(number)):
+                chunk = storage.read_table(self.chunk_uri(number))
+                yield chunk.replace_schema_metadata(None)
+                number += 1
+            elif ended is None:
+                time.sleep(_POLL_S)
+            elif ended["error"]:
+                raise StorageError(ended["error"])
+            else:
+                return
+
+
+def growing_manifest(folder_uri: str, manifest_uri: str) -> GrowingManifest:
+    """Return the manifest of a folder, to be listed or listed already.
+
+    More folders than 10,000 in the folder are no classes.
+    """
+    names = storage.folders_in(folder_uri)
+    classes = [ImageClass(id=name, name=name) for name in names]
+    return GrowingManifest(
+        uri=manifest_uri,
+        folder_uri=folder_uri,
+        classes=classes if len(classes) <= _MOST_CLASSES else [],
+    )
+
+
+@dataclass
+class _Found:
+    """What a listing has found so far."""
+
+    num_chunks: int = 0
+    num_images: int = 0
+    last_uri: str = ""
+    left_aside: Counter[str] = field(default_factory=Counter)
+
+
+class Lister:
+    """Lists a folder in a thread, until it ends or this process does."""
+
+    def __init__(self, manifest: GrowingManifest) -> None:
+        self.manifest = manifest
+        self.has_images = threading.Event()
+        """Set when there are the first images, or when it is known that there are none."""
+        self._index = {one.id: index for index, one in enumerate(manifest.classes)}
+        self._thread = threading.Thread(target=self._list, daemon=True)
+
+    def start(self) -> None:
+        """Begin, or go on where an earlier start was stopped; nothing if that ended."""
+        ended = self.manifest.ended()
+        if ended and ended["error"]:
+            storage.delete_file(storage.join(self.manifest.uri, "listing.json"))
+        elif ended:
+            self.has_images.set()
+            return
+        self._thread.start()
+
+    def _list(self) -> None:
+        found, error = self._found_before(), None
+        try:
+            for chunk in self._chunks(found):
+                storage.write_table(self.manifest.chunk_uri(found.num_chunks), chunk)
+                found.num_chunks += 1
+                self.has_images.set()
+        except CropscoreError as failure:
+            error = str(failure)
+        with suppress(StorageError):  # no more can be done where nothing can be written
+            record = {
+                "num_images": found.num_images,
+                "left_aside": dict(sorted(found.left_aside.items())),
+                "error": error,
+            }
+            storage.write_json(storage.join(self.manifest.uri, "listing.json"), record)
+        self.has_images.set()
+
+    def _found_before(self) -> _Found:
+        found = _Found()
+        while storage.exists(self.manifest.chunk_uri(found.num_chunks)):
+            rows = storage.read_table(self.manifest.chunk_uri(found.num_chunks))
+            found.num_chunks += 1
+            found.num_images += len(rows)
+            found.last_uri = rows["image_uri"][-1].as_py()
+            self.has_images.set()
+        return found
+
+    def _chunks(self, found: _Found) -> Iterator[pa.Table]:
+        """Yield what is found as rows of the manifest, and count it."""
+        rows: list[dict[str, Any]] = []
+        began_s = time.monotonic()
+        for uri in storage.iter_files(self.manifest.folder_uri, found.last_uri):
+            other = other_kind(uri)
+            if other is not None:
+                found.left_aside[other] += 1
+                continue
+            rows.append(self._row(uri, found.num_images))
+            found.num_images += 1
+            if len(rows) == CHUNK_IMAGES or time.monotonic() - began_s > CHUNK_S:
+                yield self._table(rows)
+                rows, began_s = [], time.monotonic()
+        if rows:
+            yield self._table(rows)
+
+    def _row(self, uri: str, image_id: int) -> dict[str, Any]:
+        first, *rest = uri.removeprefix(self.manifest.folder_uri).lstrip("/").split("/")
+        index = self._index.get(first) if rest else None
+        return {"image_id": image_id, "image_uri": uri, "class_index": index}
+
+    def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
+        full = schema.with_classes(schema.MANIFEST, self.manifest.classes)
+        return schema.rows_to_table(rows, full)

@@ -1,0 +1,142 @@
+"""A manifest that grows while its folder is listed: order, waiting, going on, failing."""
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cropscore_ray import listing, storage
+from cropscore_ray.errors import StorageError
+from cropscore_ray.listing import GrowingManifest, Lister, growing_manifest
+from cropscore_ray.manifest import open_manifest, read_manifest
+
+WAIT_S = 20
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a/1.jpg", "a/2.png", "a-b/1.jpg", "a/notes.txt", "b/x/deep.JPEG", "top.jpg"):
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def manifest(folder: Path, tmp_path: Path) -> GrowingManifest:
+    return growing_manifest(str(folder), str(tmp_path / "manifest"))
+
+
+def list_to_the_end(manifest: GrowingManifest) -> None:
+    lister = Lister(manifest)
+    lister.start()
+    lister.has_images.wait(WAIT_S)
+    for _ in manifest.batches(100):
+        pass
+
+
+def names(manifest: GrowingManifest) -> list[str]:
+    uris = read_manifest(manifest.uri).table["image_uri"].to_pylist()
+    return [uri.removeprefix(manifest.folder_uri + "/") for uri in uris]
+
+
+def test_files_come_in_the_order_of_their_whole_names(folder: Path) -> None:
+    (folder / "a" / "up").symlink_to(folder)
+    (folder / "gone.jpg").symlink_to(folder / "nowhere")
+    found = list(storage.iter_files(str(folder)))
+    assert found == sorted(found) == storage.list_files(str(folder))
+    for after in found:
+        assert list(storage.iter_files(str(folder), after)) == found[found.index(after) + 1 :]
+
+
+def test_images_get_ids_and_classes_in_that_order(manifest: GrowingManifest) -> None:
+    list_to_the_end(manifest)
+    assert names(manifest) == ["a-b/1.jpg", "a/1.jpg", "a/2.png", "b/x/deep.JPEG", "top.jpg"]
+    rows = read_manifest(manifest.uri).table
+    assert rows["image_id"].to_pylist() == list(range(5))
+    assert [one.id for one in manifest.classes] == ["a", "a-b", "b"]
+    assert rows["class_index"].to_pylist() == [1, 0, 0, 2, None]
+    ended = manifest.ended()
+    assert ended == {"num_images": 5, "left_aside": {"txt": 1}, "error": None}
+    assert open_manifest(manifest.uri).num_images == manifest.num_images == 5
+
+
+def test_work_begins_before_the_listing_ends(
+    manifest: GrowingManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "CHUNK_S", 0.0)
+    go_on = threading.Event()
+
+    def slow(uri: str, after: str = "") -> Iterator[str]:
+        for number in itertools.count():
+            if number == 3:
+                assert go_on.wait(WAIT_S)
+            if number == 5:
+                return
+            yield f"{uri}/{number}.jpg"
+
+    monkeypatch.setattr(storage, "iter_files", slow)
+    lister = Lister(manifest)
+    lister.start()
+    batches = manifest.batches(2)
+    assert next(batches)["image_id"].to_pylist() == [0, 1]
+    assert manifest.num_images is None
+    go_on.set()
+    assert [batch["image_id"].to_pylist() for batch in batches] == [[2, 3], [4]]
+    assert manifest.num_images == 5
+
+
+@pytest.mark.parametrize("num_chunks", [1, 3, 5])
+def test_a_listing_that_was_stopped_goes_on_after_its_last_chunk(
+    manifest: GrowingManifest, monkeypatch: pytest.MonkeyPatch, num_chunks: int
+) -> None:
+    monkeypatch.setattr(listing, "CHUNK_IMAGES", 1)
+    list_to_the_end(manifest)
+    whole = names(manifest)
+    chunks = storage.list_files(manifest.uri)
+    assert len(chunks) == 6
+    for lost in [*chunks[num_chunks:5], chunks[5]]:
+        os.unlink(lost)
+    monkeypatch.setattr(listing, "CHUNK_IMAGES", 100)
+    list_to_the_end(manifest)
+    assert names(manifest) == whole
+    assert read_manifest(manifest.uri).table["image_id"].to_pylist() == list(range(5))
+
+
+def test_a_listing_that_ended_is_not_begun_again(
+    manifest: GrowingManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_to_the_end(manifest)
+    (Path(manifest.folder_uri) / "late.jpg").touch()
+    list_to_the_end(manifest)
+    assert manifest.num_images == 5
+
+
+def test_a_listing_that_fails_says_so_and_can_be_begun_again(
+    manifest: GrowingManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: Callable[..., Iterator[str]] = storage.iter_files
+
+    def breaks_off(uri: str, after: str = "") -> Iterator[str]:
+        yield from itertools.islice(whole(uri, after), 2)
+        raise StorageError("the store has gone")
+
+    monkeypatch.setattr(storage, "iter_files", breaks_off)
+    with pytest.raises(StorageError, match="the store has gone"):
+        list_to_the_end(manifest)
+    monkeypatch.setattr(storage, "iter_files", whole)
+    list_to_the_end(manifest)
+    assert len(names(manifest)) == 5
+
+
+def test_very_many_folders_are_no_classes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "_MOST_CLASSES", 2)
+    found = growing_manifest(str(folder), str(tmp_path / "manifest"))
+    assert found.classes == []
+    list_to_the_end(found)
+    assert read_manifest(found.uri).table["class_index"].null_count == 5
