@@ -10,6 +10,7 @@ import json
 import logging
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -108,7 +109,9 @@ def run_parts(
     try:
         if num_left != 0:
             runtime.connect()
-            with runtime.events(tally.count_images) as queue:
+            with runtime.events(tally.count_images) as queue, warnings.catch_warnings():
+                # Ray says so where a folder, whose size nobody knows yet, is a single part.
+                warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
                 todo = Todo(run=run, done=done, num_left=num_left, queue=queue)
                 for summary in link(_fetched_parts(todo), todo).iter_rows():
                     tally.count_part(json.loads(summary["by_status"]))

@@ -202,7 +202,8 @@ def count_votes(boxes_NV4: Tensor, chances_NV: Tensor) -> tuple[Tensor, Tensor]:
     each = torch.arange(len(winner_N), device=winner_N.device)
     part_NV = weight_NV * (iou_NKV[each, winner_N] >= _AVERAGED)
     part_NV = part_NV / part_NV.sum(1, keepdim=True)
-    box_N4 = (part_NV[..., None] * boxes_NV4).sum(1)
+    # A mean of sides at the image's edge may lie a rounding error beyond it.
+    box_N4 = (part_NV[..., None] * boxes_NV4).sum(1).clamp(0.0, 1.0)
     agree_N = agree_NKV[each, winner_N].sum(1)
     evidence_NE = torch.stack(
         [

@@ -99,6 +99,16 @@ def test_a_small_object_needs_fewer_votes() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000))
+def test_a_mean_of_boxes_at_the_edge_stays_inside(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    low = torch.from_numpy(rng.uniform(0, 0.1, (1, 60, 2))).float()
+    boxes = torch.cat([low, torch.ones(1, 60, 2)], 2)
+    box, _ = count_votes(boxes, torch.from_numpy(rng.random((1, 60))).float())
+    assert float(box.max()) <= 1.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000))
 def test_an_images_winner_does_not_depend_on_its_neighbours(seed: int) -> None:
     rng = np.random.default_rng(seed)
     low = rng.uniform(0, 0.6, (3, 80, 2))
