@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cropscore_ray import schema, storage
 from cropscore_ray.datasets.records import other_kind
-from cropscore_ray.errors import CropscoreError, StorageError
+from cropscore_ray.errors import StorageError
 from cropscore_ray.manifest import recut
 from cropscore_ray.schema import ImageClass
 
@@ -127,14 +127,15 @@ class Lister:
         self._thread.start()
 
     def _list(self) -> None:
-        found, error = self._found_before(), None
+        found, error = _Found(), None
         try:
+            found = self._found_before()
             for chunk in self._chunks(found):
                 storage.write_table(self.manifest.chunk_uri(found.num_chunks), chunk)
                 found.num_chunks += 1
                 self.has_images.set()
-        except CropscoreError as failure:
-            error = str(failure)
+        except Exception as failure:  # whatever it is: who waits for images must hear of it
+            error = f"{self.manifest.folder_uri} cannot be listed: {failure}"
         with suppress(StorageError):  # no more can be done where nothing can be written
             record = {
                 "num_images": found.num_images,
