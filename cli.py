@@ -83,7 +83,7 @@ def index(source: str, out: str, overwrite: bool) -> None:
     """Make a manifest of an image set.
 
     SOURCE is a folder or s3:// prefix (classes by sub-folder, or none), ilsvrc:ROOT,
-    voc:ROOT, csv:FILE or parquet:URI.
+    voc:ROOT, csv:FILE, tar:GLOB, parquet:URI, or - for a list of URIs on standard input.
 
     \b
     Examples:

@@ -42,7 +42,7 @@ def pack_part(block: pa.Table, run: BulkRun) -> pa.Table:
     packed = schema.rows_to_table(columns, full)
     write_persistently(run.folder.part_uri(number), partial(storage.write_table, table=packed))
     by_status = packed_by_status(packed, run.folder.uri)
-    return pa.table({"images": [len(rows)], "by_status": [json.dumps(by_status)]})
+    return pa.table({"rows": [len(rows)], "by_status": [json.dumps(by_status)]})
 
 
 def packed_by_status(rows: pa.Table, folder_uri: str) -> dict[str, int]:

@@ -28,6 +28,7 @@ from cropscore_ray.manifest import StoredManifest
 from cropscore_ray.predict import ScoreStage
 from cropscore_ray.run_folder import RunFolder
 from cropscore_ray.runtime import Handle
+from cropscore_ray.telemetry import WorkerTelemetry
 
 Row = dict[str, Any]
 
@@ -118,16 +119,18 @@ def _require_an_answer(number: int, fetched: list[Fetched], rows: list[Row]) -> 
 class StageActor:
     """One model on one GPU (or on one node's cores): a part's rows in, table rows out."""
 
-    def __init__(self, scoring: Scoring, queue: Handle, attempts: Handle) -> None:
-        self.queue = queue
+    def __init__(self, scoring: Scoring, run_uri: str, queue: Handle, attempts: Handle) -> None:
+        self.telemetry = WorkerTelemetry(queue, run_uri)
         self.attempts = attempts
         if not torch.cuda.is_available():
             torch.set_num_threads(os.cpu_count() or 1)  # Ray sets one thread a CPU asked for
         self.stage = scoring.stage(load_bundle(scoring.model_uri), scoring.config)
         self.class_map = scoring.class_map
+        self.told_s = time.monotonic()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return the part's rows of the run's table."""
+        self._tell(0, busy=False)
         number, table = from_row(block)
         rows = table.to_pylist()
         for row in rows:
@@ -138,7 +141,10 @@ class StageActor:
         seen = self._one_by_one if attempt.one_by_one else self._together
         found = list(self._counted(seen(number, rows, fetched), len(rows)))
         runtime.ask(self.attempts.end, number)
-        return as_row(number, schema.rows_to_table(found, self.stage.schema))
+        found_rows = schema.rows_to_table(found, self.stage.schema)
+        self.telemetry.did(images_by_status(found_rows))
+        self._tell(0, busy=True)
+        return as_row(number, found_rows)
 
     def _together(self, _: int, rows: list[Row], fetched: list[Fetched]) -> Iterator[list[Row]]:
         return self.stage.by_image(rows, fetched)
@@ -153,12 +159,18 @@ class StageActor:
 
     def _counted(self, images: Iterator[list[Row]], num_images: int) -> Iterator[Row]:
         """Yield the rows of the images, and tell now and then how many images they are."""
-        told, told_s = 0, time.monotonic()
+        told = 0
         for number, rows in enumerate(images, 1):
             yield from rows
-            if number == num_images or time.monotonic() - told_s > _PROGRESS_S:
-                runtime.tell(self.queue, number - told)
-                told, told_s = number, time.monotonic()
+            if number == num_images or time.monotonic() - self.told_s > _PROGRESS_S:
+                self._tell(number - told, busy=True)
+                told = number
+
+    def _tell(self, num_images: int, *, busy: bool) -> None:
+        """Tell of images and of the time since it was told of any."""
+        since_s, self.told_s = time.monotonic() - self.told_s, time.monotonic()
+        busy_s, idle_s = (since_s, 0.0) if busy else (0.0, since_s)
+        self.telemetry.worked(num_images, busy_s=busy_s, idle_s=idle_s)
 
 
 def _fetched(row: Row, attempt: Attempt) -> Fetched:
@@ -175,7 +187,7 @@ def write_part(block: pa.Table, run: BulkRun) -> pa.Table:
     number, rows = from_row(block)
     write_persistently(run.folder.part_uri(number), partial(storage.write_table, table=rows))
     by_status = images_by_status(rows)
-    return pa.table({"images": [sum(by_status.values())], "by_status": [json.dumps(by_status)]})
+    return pa.table({"rows": [len(rows)], "by_status": [json.dumps(by_status)]})
 
 
 def write_persistently(uri: str, write: Callable[[str], None]) -> None:

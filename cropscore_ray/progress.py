@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TextIO
 
 from rich.console import Console
@@ -18,6 +19,22 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 
 _LINE_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """How far a run is."""
+
+    num_done: int
+    """Images that are scored, those of earlier starts counted."""
+    num_images: int | None
+    """None while nobody knows."""
+    by_status: Counter[str]
+    """Images in parts that are written."""
+    num_workers: int
+    """Processes that worked on images in the last half minute."""
+    busy: float | None
+    """Share of that time that they worked; the others waited for images."""
 
 
 class Progress:
@@ -65,16 +82,27 @@ class Progress:
             return
         self._last_line_s = now_s
         rate = (done - first) / max(now_s - began_s, 1e-9)  # of this start, not of earlier ones
-        left = f", {(total - done) / rate:.0f} s left" if total and rate and done < total else ""
-        of = f" of {total}" if total is not None else ""
-        self.say(f"{stage}: {done}{of}{left}{', ' if detail else ''}{detail}")
+        left = (
+            f", {duration((total - done) / rate)} left" if total and rate and done < total else ""
+        )
+        of = f" of {total:,}" if total is not None else ""
+        self.say(f"{stage}: {done:,}{of}{left}{', ' if detail else ''}{detail}")
 
-    def failures(self, stage: str) -> Callable[[int, int | None, Counter[str]], None]:
-        """Return what shows a stage whose images have a status: done, total, failed."""
+    def run(self, stage: str) -> Callable[[Snapshot], None]:
+        """Return what shows a bulk run: its rate, its workers, and failures by reason."""
+        first: tuple[int, float] | None = None
 
-        def show(done: int, total: int | None, by_status: Counter[str]) -> None:
-            failed = sum(count for status, count in by_status.items() if status != "ok")
-            self.update(stage, done, total, f"{failed} failed" if failed else "")
+        def show(now: Snapshot) -> None:
+            nonlocal first
+            first = first or (now.num_done, time.monotonic())
+            rate = (now.num_done - first[0]) / max(time.monotonic() - first[1], 1e-9)
+            words = [f"{rate:,.{0 if rate >= 10 else 2}f} images/s"] if rate else []
+            if now.busy is not None:
+                plural = "" if now.num_workers == 1 else "s"
+                words.append(f"{now.num_workers} worker{plural} {now.busy:.0%} busy")
+            failures = sorted(set(now.by_status) - {"ok"})
+            words += [f"{now.by_status[status]:,} {status}" for status in failures]
+            self.update(stage, now.num_done, now.num_images, ", ".join(words))
 
         return show
 
@@ -85,3 +113,17 @@ class Progress:
                 self._bars.update(task.id, completed=done, total=total, detail=detail)
                 return
         self._bars.add_task(stage, completed=done, total=total, detail=detail)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: 40 s, 35 min, 2 h 5 min, 3 d 4 h."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes = round(whole / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private.state import state as ray_state
 from ray.exceptions import RayError
 from ray.util.queue import Empty, Queue
 
@@ -89,7 +90,7 @@ def innermost(error: BaseException) -> str:
 def check_workers(num_workers: int, on_gpu: bool) -> None:
     """Raise ConfigError if this machine alone can never start so many workers."""
     kind = "GPU" if on_gpu else "CPU"
-    found = int(ray.cluster_resources().get(kind, 0))
+    found = int(sum(_by_node(kind)))
     if not os.environ.get("RAY_ADDRESS") and num_workers > found:
         raise ConfigError(
             f"num_workers is {num_workers}, but this machine has {found} {kind}s for Ray",
@@ -97,11 +98,33 @@ def check_workers(num_workers: int, on_gpu: bool) -> None:
         )
 
 
-def num_gpus() -> int:
-    """Return the GPUs that the connected cluster has now."""
-    return int(ray.cluster_resources().get("GPU", 0))
+def is_joined() -> bool:
+    """Tell whether Ray is a cluster that was there before, which may grow."""
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def num_nodes() -> int:
-    """Return the nodes that are alive in the connected cluster."""
-    return sum(bool(node["Alive"]) for node in ray.nodes())
+def gpus_by_node() -> list[float]:
+    """Return the GPUs of each node that is alive and has any."""
+    return _by_node("GPU")
+
+
+def cpus_by_node() -> list[float]:
+    """Return the CPUs of each node that is alive and has any for work."""
+    return _by_node("CPU")
+
+
+def _by_node(kind: str) -> list[float]:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [found[kind] for found in nodes if found.get(kind)]
+
+
+def gpus_in_reach() -> bool:
+    """Tell whether the connected cluster has GPUs, or an autoscaler that can bring some."""
+    # Ray has no public way to ask an autoscaler what it could bring; its own trainer asks so.
+    reach = ray_state.get_max_resources_from_cluster_config() or {}
+    return bool(gpus_by_node() or reach.get("GPU"))
+
+
+def worker_id() -> str:
+    """Return what tells this process from Ray's other workers."""
+    return str(ray.get_runtime_context().get_worker_id())

@@ -243,9 +243,8 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
         return dataset.to_table(columns=columns).replace_schema_metadata(dataset.schema.metadata)
 
 
-def read_tables(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the Parquet files below a folder one after the other; a few are read ahead."""
-    files = table_files(uri)
+def read_files(files: list[str], columns: list[str]) -> Iterator[pa.Table]:
+    """Yield columns of Parquet files, one after the other; a few are read ahead."""
 
     def read(file: str) -> pa.Table:
         with _explained("read", file), open_file(file) as stream:

@@ -1,5 +1,6 @@
 """The job behind `cropscore index`: an image set becomes a manifest."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,8 +9,9 @@ from cropscore_ray.datasets import IndexReport, Progress, absolute_source, index
 from cropscore_ray.datasets.folder import require_folder
 from cropscore_ray.errors import DataError, RunConflictError
 from cropscore_ray.listing import GrowingManifest, Lister
-from cropscore_ray.manifest import StoredManifest, is_manifest, write_manifest
+from cropscore_ray.manifest import StoredManifest, is_manifest, open_manifest, write_manifest
 from cropscore_ray.progress import Progress as Shown
+from cropscore_ray.uri_list import STDIN, write_list
 
 
 def run(
@@ -22,15 +24,21 @@ def run(
     """
     if not overwrite:
         require_source(source, out)
-    index = index_source(source, progress=progress)
-    write_manifest(out, index.manifest)
+    if source == STDIN:
+        num_images = write_list(sys.stdin.buffer, out, begun=False, progress=progress)
+        report = IndexReport(num_images=num_images)
+        fingerprint = open_manifest(out).fingerprint
+    else:
+        index = index_source(source, progress=progress)
+        write_manifest(out, index.manifest)
+        report, fingerprint = index.report, index.manifest.fingerprint()
     facts = {
         "source": absolute_source(source),
-        "fingerprint": index.manifest.fingerprint(),
-        "report": index.report.to_json(),
+        "fingerprint": fingerprint,
+        "report": report.to_json(),
     }
     storage.write_json(storage.join(out, "index.json"), facts)
-    return index.report
+    return report
 
 
 def require_source(source: str, out: str) -> bool:
@@ -74,6 +82,9 @@ def manifest_of(
         return storage.absolute_uri(source)
     inside = storage.join(run_uri, name)
     begun = run_folder.read_record(run_uri) is not None and not overwrite
+    if begun and source == STDIN:
+        write_list(sys.stdin.buffer, inside, begun=True)  # compared with what is there
+        return inside
     if not (begun and require_source(source, inside)):
         report = run(
             source,

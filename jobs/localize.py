@@ -8,7 +8,7 @@ from typing import Any
 
 from cropscore_ray import lock, pipeline, run_folder, schema, storage
 from cropscore_ray.bundle import Bundle, load_bundle
-from cropscore_ray.config import SCORE_MODES, LocalizeConfig
+from cropscore_ray.config import SCORE_MODES, LocalizeConfig, WorkerConfig
 from cropscore_ray.datasets import absolute_source
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import index
@@ -36,6 +36,7 @@ def run(
     split: str | None = None,
     overwrite: bool = False,
     max_failed_fraction: float = 1.0,
+    workers: WorkerConfig | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run a bulk command to its end, or go on where it was stopped; return run.json.
@@ -54,6 +55,7 @@ def run(
         overwrite: delete another run that is in the folder.
         max_failed_fraction: of the images, before the run counts as failed; it always does
             when all of them failed.
+        workers: the processes that hold the model.
         progress: where to show it.
     """
     shown = progress or Progress()
@@ -96,7 +98,8 @@ def run(
                     ),
                     partial(pipeline.scored, scoring),
                     pipeline.SCORED,
-                    progress=shown.failures(command),
+                    workers=workers,
+                    progress=shown.run(command),
                 )
     _check_failures(folder.record["counts"], out, max_failed_fraction)
     return folder.record

@@ -56,6 +56,6 @@ def run(
             pipeline.Count(
                 columns=["image_uri"], by_status=lambda rows: packing.packed_by_status(rows, out)
             ),
-            progress=shown.failures("pack"),
+            progress=shown.run("pack"),
         )
         return folder.record

@@ -53,6 +53,18 @@ def _bulk_options(command: Callable[..., None]) -> Callable[..., None]:
             show_default=True,
             help="Exit with 1 if more of the images failed, or all.",
         ),
+        click.option(
+            "--workers",
+            "num_workers",
+            type=click.IntRange(1),
+            help="Processes that hold the model, waited for where the cluster has no room yet. "
+            "Without it one a GPU, or one a node without any, and more as nodes come.",
+        ),
+        click.option(
+            "--gpus-per-worker",
+            type=click.FloatRange(0, 1),
+            help="What each takes of a GPU; 0 for CPUs. Without it 1 where there are GPUs.",
+        ),
         split_option,
         overwrite_option,
     ):
@@ -61,16 +73,25 @@ def _bulk_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _run_bulk(command: str, source: str, overwrite: bool, **options: Any) -> None:
-    from cropscore_ray.config import LocalizeConfig
+    from cropscore_ray.config import LocalizeConfig, WorkerConfig
     from cropscore_ray.jobs import localize as job
     from cropscore_ray.progress import Progress
 
     fields = {name: options.pop(name) for name in ("classes", "top_k", "mode", "part_images")}
     config = LocalizeConfig(**fields)
+    workers = WorkerConfig(
+        **{name: options.pop(name) for name in ("num_workers", "gpus_per_worker")}
+    )
     progress = Progress()
     with progress.live():
         record = job.run(
-            command, source=source, config=config, overwrite=overwrite, progress=progress, **options
+            command,
+            source=source,
+            config=config,
+            workers=workers,
+            overwrite=overwrite,
+            progress=progress,
+            **options,
         )
     click.echo(_summary(options["out"], record["counts"]))
 
@@ -101,6 +122,7 @@ def localize(source: str, **options: Any) -> None:
     Examples:
         cropscore localize photos --model bundle --out run
         cropscore localize manifest --split val --model bundle --out s3://bucket/run
+        find photos -name '*.jpg' | cropscore localize - --model bundle --out run
     """
     _run_bulk("localize", source, **options)
 

@@ -22,6 +22,7 @@ from cropscore_ray.datasets.report import (
 )
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.manifest import Manifest
+from cropscore_ray.uri_list import STDIN
 
 __all__ = [
     "FORMS",
@@ -44,6 +45,7 @@ FORMS = {
     "csv:FILE": "csv:photos/train.csv",
     "tar:GLOB": "tar:s3://bucket/train-{000..123}.tar, or with *, or a folder of .tar files",
     "parquet:URI": "parquet:s3://bucket/images.parquet, or a manifest",
+    STDIN: "find photos -name '*.jpg' | cropscore ... -, a list of URIs on standard input",
 }
 
 _Reader = Callable[[str, ProblemLog, Progress | None], Scan | Manifest]
@@ -89,6 +91,8 @@ def index_source(source: str, *, progress: Progress | None = None) -> Index:
 
 def absolute_source(source: str) -> str:
     """Return the same source, independent of the working directory; ConfigError if unknown."""
+    if source == STDIN:
+        return source
     form, location_uri = _parse(source)
     return f"{form}:{location_uri}" if form else location_uri
 

@@ -60,10 +60,10 @@ class IndexReport:
     """What an image set holds. Counts are of manifest rows and of the boxes in them."""
 
     num_images: int
-    num_boxed_images: int
-    num_boxes: int
-    num_classes: int
-    splits: dict[str, int]
+    num_boxed_images: int = 0
+    num_boxes: int = 0
+    num_classes: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
     """Images by split; images of no split are not in it."""
     left_aside: dict[str, int] = field(default_factory=dict)
     """Files that are no images, by extension."""

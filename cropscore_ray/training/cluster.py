@@ -82,7 +82,7 @@ def fit(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     runtime.connect()
     fewest = min_workers or num_workers
-    on_gpu = runtime.num_gpus() >= fewest if use_gpu is None else use_gpu
+    on_gpu = sum(runtime.gpus_by_node()) >= fewest if use_gpu is None else use_gpu
     runtime.check_workers(fewest, on_gpu)
     fs, path = storage.filesystem(storage_uri)
     scaling = ScalingConfig(

@@ -1,0 +1,133 @@
+"""How a bulk run goes: told by its workers, shown to people, and kept in its run.json."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cropscore_ray import run_folder
+from cropscore_ray.progress import Snapshot
+from cropscore_ray.run_folder import RunFolder
+
+_ASK_S = 2.0
+_KEEP_S = 10.0
+_BUSY_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What a worker tells now and then."""
+
+    worker: str
+    num_images: int
+    busy_s: float
+    """Seconds that it worked on images since it told last."""
+    idle_s: float
+    """Seconds that it waited for them."""
+
+
+@dataclass
+class Tally:
+    """Counts images: as workers score them, and by status when their part is written."""
+
+    folder: RunFolder
+    ask_num_images: Callable[[], int | None]
+    show: Callable[[Snapshot], None] | None
+    num_before: int
+    """Images in parts that were written before this start."""
+    by_status: Counter[str] = field(default_factory=Counter)
+    """Of all parts that are known to be written."""
+    num_rows: int = 0
+    _num_scored: int = 0
+    _num_written: int = 0
+    _num_images: int | None = None
+    _asked_s: float = -_ASK_S
+    _kept_s: float = field(default_factory=time.monotonic)
+    _began_s: float = field(default_factory=time.monotonic)
+    _wall_s_before: float = field(init=False)
+    _work: list[tuple[float, Work]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._wall_s_before = self.folder.record["times"]["wall_s"]
+
+    def worked(self, work: Work) -> None:
+        """Take in what a worker tells."""
+        now_s = time.monotonic()
+        with self._lock:
+            self._num_scored += work.num_images
+            self._work = [one for one in self._work if now_s - one[0] < _BUSY_S]
+            self._work.append((now_s, work))
+            self._tell()
+
+    def wrote(self, by_status: dict[str, int], num_rows: int, *, before: bool = False) -> None:
+        """Take in a part that is written, or was `before` this start."""
+        with self._lock:
+            self.by_status.update(by_status)
+            self.num_rows += num_rows
+            if not before:
+                self._num_written += sum(by_status.values())
+            self._tell()
+            if time.monotonic() - self._kept_s > _KEEP_S:
+                self._keep()
+
+    def keep(self) -> None:
+        """Write run.json as things are."""
+        with self._lock:
+            self._keep()
+
+    def _keep(self) -> None:
+        self._kept_s = time.monotonic()
+        self.folder.update(counts=self._counts(), times=self._times())
+
+    def complete(self) -> None:
+        """Write run.json for the last time."""
+        with self._lock:
+            times = {**self._times(), "finished_at": run_folder.now()}
+            self.folder.update(counts=self._counts(), times=times, complete=True)
+
+    def rate(self) -> float:
+        """Return the images a second that were written in this start."""
+        return self._num_written / max(time.monotonic() - self._began_s, 1e-9)
+
+    def _counts(self) -> dict[str, object]:
+        return {
+            "images": self.by_status.total(),
+            "rows": self.num_rows,
+            "by_status": dict(self.by_status),
+        }
+
+    def _times(self) -> dict[str, object]:
+        wall_s = self._wall_s_before + time.monotonic() - self._began_s
+        return {**self.folder.record["times"], "wall_s": round(wall_s, 3)}
+
+    def _tell(self) -> None:
+        if self.show is not None:
+            self.show(self.snapshot())
+
+    def snapshot(self) -> Snapshot:
+        """Return how far the run is."""
+        # A part that is done twice is scored twice; only what is written can be the end.
+        num_images, ahead = self._known_images(), self._num_scored
+        if num_images is not None:
+            ahead = min(ahead, num_images - self.num_before - 1)
+        return Snapshot(
+            num_done=self.num_before + max(self._num_written, ahead),
+            num_images=num_images,
+            by_status=self.by_status,
+            num_workers=len({work.worker for _, work in self._work}),
+            busy=self._busy(),
+        )
+
+    def _known_images(self) -> int | None:
+        """Return how many there are, asked for now and then while nobody knows."""
+        if self._num_images is None and time.monotonic() - self._asked_s > _ASK_S:
+            self._num_images, self._asked_s = self.ask_num_images(), time.monotonic()
+        return self._num_images
+
+    def _busy(self) -> float | None:
+        """Return the workers' share of busy time lately."""
+        busy_s = sum(work.busy_s for _, work in self._work)
+        idle_s = sum(work.idle_s for _, work in self._work)
+        return busy_s / (busy_s + idle_s) if busy_s + idle_s else None

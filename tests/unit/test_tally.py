@@ -1,0 +1,129 @@
+"""A run's own account: images by status, who is busy, and run.json while it goes."""
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from cropscore_ray import progress, run_folder, storage, tally
+from cropscore_ray.progress import Progress, Snapshot, duration
+from cropscore_ray.tally import Tally, Work
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> run_folder.RunFolder:
+    return run_folder.open_run(str(tmp_path), table="predictions", identity={}, facts={})
+
+
+def make(folder: run_folder.RunFolder, num_images: int | None = 10, before: int = 0) -> Tally:
+    return Tally(
+        folder=folder, ask_num_images=lambda: num_images, num_before=before, show=shown.append
+    )
+
+
+shown: list[Snapshot] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_shown() -> None:
+    shown.clear()
+
+
+def work(worker: str, num_images: int, busy_s: float = 1, idle_s: float = 0) -> Work:
+    return Work(worker=worker, num_images=num_images, busy_s=busy_s, idle_s=idle_s)
+
+
+def test_scored_images_run_ahead_of_written_ones_but_are_not_the_end(folder):
+    made = make(folder, before=4)
+    made.worked(work("a", 3))
+    assert shown[-1].num_done == 7
+    made.worked(work("a", 3))
+    made.worked(work("b", 3))  # a part that is scored twice
+    assert shown[-1].num_done == 9
+    made.wrote({"ok": 6}, 6)
+    assert shown[-1].num_done == 10
+
+
+def test_who_is_busy_and_how_much(folder):
+    made = make(folder)
+    assert made.snapshot().busy is None
+    made.worked(work("a", 0, busy_s=0, idle_s=3))
+    made.worked(work("a", 1, busy_s=6))
+    made.worked(work("b", 1, busy_s=3))
+    assert (shown[-1].num_workers, shown[-1].busy) == (2, pytest.approx(0.75))
+
+
+def test_workers_that_tell_nothing_more_are_forgotten(folder, monkeypatch):
+    made = make(folder)
+    made.worked(work("a", 1))
+    monkeypatch.setattr(tally, "_BUSY_S", -1.0)
+    made.worked(work("b", 1))
+    assert shown[-1].num_workers == 1
+
+
+def test_the_number_of_images_is_asked_for_until_it_is_known(folder):
+    made = make(folder, num_images=None)
+    made.worked(work("a", 3))
+    assert (shown[-1].num_done, shown[-1].num_images) == (3, None)
+
+
+def test_run_json_is_kept_while_the_run_goes_and_times_add_up(folder, monkeypatch):
+    monkeypatch.setattr(tally, "_KEEP_S", 0.0)
+    folder.update(times={**folder.record["times"], "wall_s": 100.0})
+    made = make(folder)
+    made.wrote({"ok": 4}, 20, before=True)
+    made.wrote({"ok": 2, "missing": 1}, 11)
+    found = storage.read_json(f"{folder.uri}/run.json")
+    assert found["counts"] == {"images": 7, "rows": 31, "by_status": {"ok": 6, "missing": 1}}
+    assert (found["complete"], found["times"]["finished_at"]) == (False, None)
+    assert 100 <= found["times"]["wall_s"] < 110
+    made.complete()
+    found = storage.read_json(f"{folder.uri}/run.json")
+    assert found["complete"]
+    assert found["times"]["finished_at"] is not None
+
+
+def test_run_json_is_not_written_for_every_part(folder):
+    made = make(folder)
+    made.wrote({"ok": 4}, 20)
+    assert storage.read_json(f"{folder.uri}/run.json")["counts"] == {}
+
+
+def test_a_line_tells_rate_workers_and_failures_by_reason(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    show = Progress(stream).run("localize")
+    for second, done in ((0, 1000), (10, 1250)):
+        clock[0] = second
+        show(
+            Snapshot(
+                num_done=done,
+                num_images=101_250,
+                by_status=Counter(ok=done, undecodable=2, missing=1),
+                num_workers=2,
+                busy=0.973,
+            )
+        )
+    assert stream.getvalue().splitlines()[-1] == (
+        "localize: 1,250 of 101,250, 67 min left, 25 images/s, 2 workers 97% busy, "
+        "1 missing, 2 undecodable"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (119.4, "119 s"),
+        (120, "2 min"),
+        (119 * 60, "119 min"),
+        (7500, "2 h 5 min"),
+        (48 * 3600 - 31, "47 h 59 min"),
+        (48 * 3600, "2 d 0 h"),
+        (3.25 * 86400, "3 d 6 h"),
+    ],
+)
+def test_durations_are_said_as_people_do(seconds, said):
+    assert duration(seconds) == said
