@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from cropscore_ray import schema, storage
 from cropscore_ray.datasets.records import other_kind
-from cropscore_ray.errors import StorageError
+from cropscore_ray.errors import DataError, StorageError
 from cropscore_ray.manifest import recut
 from cropscore_ray.schema import ImageClass
 
@@ -52,7 +53,7 @@ class GrowingManifest:
         """Yield so many rows at a time, and in the end what is left, as they are found.
 
         Raises:
-            StorageError: the listing failed.
+            DataError: the listing failed.
         """
         return recut(self._chunks(), num_rows)
 
@@ -77,7 +78,7 @@ class GrowingManifest:
             elif ended is None:
                 time.sleep(_POLL_S)
             elif ended["error"]:
-                raise StorageError(ended["error"])
+                raise DataError(ended["error"])  # the store has answered; to ask again is in vain
             else:
                 return
 
@@ -131,7 +132,8 @@ class Lister:
         try:
             found = self._found_before()
             for chunk in self._chunks(found):
-                storage.write_table(self.manifest.chunk_uri(found.num_chunks), chunk)
+                where = self.manifest.chunk_uri(found.num_chunks)
+                storage.persistently(where, partial(storage.write_table, where, chunk))
                 found.num_chunks += 1
                 self.has_images.set()
         except Exception as failure:  # whatever it is: who waits for images must hear of it
@@ -142,7 +144,8 @@ class Lister:
                 "left_aside": dict(sorted(found.left_aside.items())),
                 "error": error,
             }
-            storage.write_json(storage.join(self.manifest.uri, "listing.json"), record)
+            where = storage.join(self.manifest.uri, "listing.json")
+            storage.persistently(where, partial(storage.write_json, where, record))
         self.has_images.set()
 
     def _found_before(self) -> _Found:

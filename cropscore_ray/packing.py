@@ -1,16 +1,14 @@
 """Packing: a part's images into one tar archive, and the manifest rows that find them there."""
 
 import io
-import json
 import tarfile
-from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from cropscore_ray import schema, shards, storage
-from cropscore_ray.parts import BulkRun, from_row, write_persistently
+from cropscore_ray.parts import BulkRun, from_row, summary
 from cropscore_ray.shards import Member
 
 PACKED, LEFT = schema.OK, "left_where_it_was"
@@ -36,13 +34,14 @@ def pack_part(block: pa.Table, run: BulkRun) -> pa.Table:
         for row in rows:
             if row["fetch_status"] is None:
                 row["image_uri"] = _add(tar, archive_uri, row, run)
-    write_persistently(archive_uri, partial(storage.write_bytes, data=archive.getvalue()))
+    data = archive.getvalue()
+    storage.persistently(archive_uri, lambda: storage.write_bytes(archive_uri, data))
     columns = [{name: row[name] for name in schema.MANIFEST.names} for row in rows]
     full = schema.with_classes(schema.MANIFEST, run.manifest.classes)
     packed = schema.rows_to_table(columns, full)
-    write_persistently(run.folder.part_uri(number), partial(storage.write_table, table=packed))
-    by_status = packed_by_status(packed, run.folder.uri)
-    return pa.table({"rows": [len(rows)], "by_status": [json.dumps(by_status)]})
+    where = run.folder.part_uri(number)
+    storage.persistently(where, lambda: storage.write_table(where, packed))
+    return summary(packed, packed_by_status(packed, run.folder.uri))
 
 
 def packed_by_status(rows: pa.Table, folder_uri: str) -> dict[str, int]:

@@ -1,9 +1,9 @@
-"""The bulk run on Ray Data: plan -> fetch -> score -> box -> Parquet, as one chain.
+"""The bulk run on Ray Data: plan -> fetch -> score, box and write, as one chain.
 
 The unit that travels is a part: consecutive rows of the manifest, one row of a block from the
-plan to the file (run_folder). A part's file has the part's number for a name, so a part that
-is done twice leaves one file, and a restart does the parts that have none. What a worker does
-with a part is in parts.py. No process holds more of the manifest than a batch.
+plan to the actor that writes its file (run_folder). The file has the part's number for a name,
+so a part that is done twice leaves one file, and a restart does the parts that have none. No
+process holds more of the manifest than a batch.
 """
 
 import json
@@ -24,22 +24,17 @@ from cropscore_ray.attempts import Attempts
 from cropscore_ray.config import WorkerConfig
 from cropscore_ray.errors import CropscoreError, StorageError
 from cropscore_ray.packing import pack_part
-from cropscore_ray.parts import (
-    BulkRun,
-    Scoring,
-    StageActor,
-    fetch_part,
-    images_by_status,
-    plan_parts,
-    write_part,
-)
+from cropscore_ray.parts import BulkRun, fetch_part, images_by_status, plan_parts
 from cropscore_ray.pool import Pool, pool
 from cropscore_ray.progress import Snapshot
 from cropscore_ray.runtime import Handle
+from cropscore_ray.stage_actor import CALLS_AT_ONCE, Scoring, StageActor
 from cropscore_ray.tally import Tally
 from cropscore_ray.telemetry import RunTelemetry
 
 logger = logging.getLogger(__name__)
+
+_FETCH_CPUS = 0.1  # who fetches waits for the store most of the time
 
 Link = Callable[[ray.data.Dataset, "Todo"], ray.data.Dataset]
 """Adds to a chain of fetched parts what is done with them: `scored` with its scoring, or `packed`.
@@ -158,9 +153,6 @@ def _fetched_parts(todo: Todo) -> ray.data.Dataset:
     context.execution_no_progress_timeout_s = -1  # waiting for GPU nodes is no failure
     # Each row is handed on as it comes, a block of its own: the plan would else be one block.
     context.target_max_block_size = 1
-    # A part may be large, so no more than two for each that works on one; where nodes may come,
-    # Ray holds back who fetches by the memory of its object store.
-    most = todo.pool.most
     return (
         ray.data.from_items([{"plan": 0}])
         .map_batches(plan_parts, fn_args=(todo.run, todo.done), batch_format="pyarrow", num_cpus=0)
@@ -168,37 +160,36 @@ def _fetched_parts(todo: Todo) -> ray.data.Dataset:
             fetch_part,
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=0.25,
-            compute=TaskPoolStrategy(size=most and todo.at_most(2 * most)),
+            num_cpus=_FETCH_CPUS,
+            compute=TaskPoolStrategy(size=todo.at_most(todo.pool.num_fetches)),
         )
     )
 
 
 def scored(scoring: Scoring, fetched: ray.data.Dataset, todo: Todo) -> ray.data.Dataset:
-    """Add what actors with the model do with the images, and the writing of their table."""
+    """Add what actors with the model do with the images."""
     attempts = ray.remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-    num_now = todo.at_most(todo.pool.num_now)
+    most = todo.pool.most
     return fetched.map_batches(
         StageActor,
-        fn_constructor_args=(scoring, todo.run.folder.uri, todo.queue, attempts.remote()),
+        fn_constructor_args=(scoring, todo.run.folder, todo.queue, attempts.remote()),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=num_now, max_size=_most_actors(todo)),
+        compute=ActorPoolStrategy(
+            min_size=todo.at_most(todo.pool.num_now),
+            max_size=None if most is None else todo.at_most(most),
+            max_concurrent_calls_per_actor=CALLS_AT_ONCE,
+            enable_true_multi_threading=True,
+        ),
         num_gpus=todo.pool.num_gpus,
         num_cpus=todo.pool.num_cpus,
-    ).map_batches(
-        write_part, fn_args=(todo.run,), batch_size=None, batch_format="pyarrow", num_cpus=0.25
     )
-
-
-def _most_actors(todo: Todo) -> int | None:
-    return None if todo.pool.most is None else todo.at_most(todo.pool.most)
 
 
 def packed(fetched: ray.data.Dataset, todo: Todo) -> ray.data.Dataset:
     """Add the writing of archives and of the manifest that finds images there."""
     return fetched.map_batches(
-        pack_part, fn_args=(todo.run,), batch_size=None, batch_format="pyarrow", num_cpus=0.25
+        pack_part, fn_args=(todo.run,), batch_size=None, batch_format="pyarrow", num_cpus=0.5
     )
 
 
@@ -215,7 +206,8 @@ def _complete(run: BulkRun, counted: Future[None], tally: Tally) -> None:
     num_images = run.manifest.num_images
     assert num_images is not None, "all parts are done, so all images were listed"
     parts = _part_sizes(num_images, run.part_images).keys()
-    lost, num_counted = parts - run.folder.done_parts(), tally.by_status.total()
+    done = storage.persistently(run.folder.uri, run.folder.done_parts)
+    lost, num_counted = parts - done, tally.by_status.total()
     if lost or num_counted != num_images:
         raise StorageError(
             f"{run.folder.table_uri} has rows of {num_counted} images in {len(parts) - len(lost)} "

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from cropscore_ray import runtime
 from cropscore_ray.config import WorkerConfig
 
-_CPUS_LEFT = 1
-"""CPUs of a node without GPUs that are left to fetch and to write."""
+_SHARE = 0.75
+"""Of the CPUs of a node without GPUs, taken by its worker: more than half, so that there is one
+a node, and less than all, so that something is left to fetch with."""
+_FETCHES = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +23,16 @@ class Pool:
     num_gpus: float
     """Of each process."""
     num_cpus: float
-    """Of each process; a process on a GPU leaves them to those that fetch and write."""
+    """Of each process; a process on a GPU leaves them to those that fetch."""
+
+    @property
+    def num_fetches(self) -> int:
+        """How many parts are fetched at once.
+
+        Two for each that works on one, since a part may be large; where nodes may come, enough
+        for dozens. Without a bound Ray Data would keep half of all CPUs for fetching.
+        """
+        return 2 * self.most if self.most else max(_FETCHES, 2 * self.num_now)
 
 
 def pool(workers: WorkerConfig) -> Pool:
@@ -29,7 +40,7 @@ def pool(workers: WorkerConfig) -> Pool:
     per_gpu = workers.gpus_per_worker
     if per_gpu is None:
         per_gpu = 1.0 if runtime.gpus_in_reach() else 0.0
-    per_cpu = 0.0 if per_gpu else _cpus_of_a_worker()
+    per_cpu = 0.0 if per_gpu else _SHARE * min(runtime.cpus_by_node(), default=1.0)
     most = workers.num_workers or (None if runtime.is_joined() else _room(per_gpu, per_cpu))
     return Pool(
         num_now=workers.num_workers or max(1, _room(per_gpu, per_cpu)),
@@ -37,11 +48,6 @@ def pool(workers: WorkerConfig) -> Pool:
         num_gpus=per_gpu,
         num_cpus=per_cpu,
     )
-
-
-def _cpus_of_a_worker() -> float:
-    """Return nearly all CPUs of the smallest node, so that no two workers share one."""
-    return max(0.5, min(runtime.cpus_by_node(), default=1.0) - _CPUS_LEFT)
 
 
 def _room(num_gpus: float, num_cpus: float) -> int:

@@ -9,12 +9,12 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -22,11 +22,13 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cropscore_ray import s3
+from cropscore_ray import retries, s3
 from cropscore_ray.errors import DataError, StorageError
 
 FILE_SCHEME = "file://"
 _READERS = 16
+
+Result = TypeVar("Result")
 
 
 def is_remote(uri: str) -> bool:
@@ -44,6 +46,16 @@ def absolute_uri(uri: str) -> str:
 def join(uri: str, *parts: str) -> str:
     """Return the URI of something inside a folder."""
     return "/".join([uri.rstrip("/"), *parts])
+
+
+def persistently(uri: str, action: Callable[[], Result]) -> Result:
+    """Do something with a file; in the midst of a run a store may be away, and come back.
+
+    What fails on a disk is not tried again: a full one will not pass.
+    """
+    return retries.persistently(
+        action, lambda error: isinstance(error, (StorageError, OSError)) and is_remote(uri)
+    )
 
 
 @contextmanager

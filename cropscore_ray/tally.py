@@ -4,9 +4,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from cropscore_ray import run_folder
+from cropscore_ray import run_folder, storage
+from cropscore_ray.errors import StorageError
 from cropscore_ray.progress import Snapshot
 from cropscore_ray.run_folder import RunFolder
 
@@ -79,13 +81,14 @@ class Tally:
 
     def _keep(self) -> None:
         self._kept_s = time.monotonic()
-        self.folder.update(counts=self._counts(), times=self._times())
+        with suppress(StorageError):  # the next time, or at the end
+            self.folder.update(counts=self._counts(), times=self._times())
 
     def complete(self) -> None:
         """Write run.json for the last time."""
-        with self._lock:
-            times = {**self._times(), "finished_at": run_folder.now()}
-            self.folder.update(counts=self._counts(), times=times, complete=True)
+        times = {**self._times(), "finished_at": run_folder.now()}
+        facts = {"counts": self._counts(), "times": times, "complete": True}
+        storage.persistently(self.folder.uri, lambda: self.folder.update(**facts))
 
     def rate(self) -> float:
         """Return the images a second that were written in this start."""
@@ -123,7 +126,9 @@ class Tally:
     def _known_images(self) -> int | None:
         """Return how many there are, asked for now and then while nobody knows."""
         if self._num_images is None and time.monotonic() - self._asked_s > _ASK_S:
-            self._num_images, self._asked_s = self.ask_num_images(), time.monotonic()
+            self._asked_s = time.monotonic()
+            with suppress(StorageError):
+                self._num_images = self.ask_num_images()
         return self._num_images
 
     def _busy(self) -> float | None:

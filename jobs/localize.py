@@ -18,10 +18,11 @@ from cropscore_ray.manifest import (
     match_classes,
     open_manifest,
 )
-from cropscore_ray.parts import BulkRun, Scoring
+from cropscore_ray.parts import BulkRun
 from cropscore_ray.predict import STAGES
 from cropscore_ray.progress import Progress
 from cropscore_ray.settings import to_dict
+from cropscore_ray.stage_actor import Scoring
 
 TABLES = {"localize": "predictions", "score": "scores"}
 

@@ -3,19 +3,16 @@
 On a real Ray cluster of several nodes on this machine; nodes are Ray's own processes.
 """
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
-from ray.cluster_utils import Cluster
+from machines import Machines
 
 from cropscore_ray import storage
 from cropscore_ray.bundle import load_bundle
@@ -31,51 +28,6 @@ SETTINGS = (
     "checkpoint_steps=5",
     "num_workers=2",
 )
-
-
-@dataclass
-class Machines:
-    """A head without CPUs for workers, and two nodes that come and go."""
-
-    cluster: Cluster = field(
-        default_factory=lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    )
-
-    def __post_init__(self) -> None:
-        for _ in range(2):
-            self.cluster.add_node(num_cpus=2)
-
-    def workers(self) -> dict[int, int]:
-        """Return the raylet of each training worker, by process id."""
-        listing = subprocess.run(
-            ["ps", "-eo", "pid=,ppid=,args="], check=True, capture_output=True, text=True
-        ).stdout
-        found = [line.split(None, 2) for line in listing.splitlines()]
-        mine = {node.all_processes["raylet"][0].process.pid for node in self.cluster.worker_nodes}
-        return {
-            int(pid): int(parent)
-            for pid, parent, args in found
-            if "ray::RayTrainWorker" in args and int(parent) in mine
-        }
-
-    def kill_worker(self) -> None:
-        os.kill(random.choice(list(self.running())), signal.SIGKILL)
-
-    def running(self) -> dict[int, int]:
-        """Return `workers`, once there are any."""
-        deadline_s = time.monotonic() + 120
-        while not (found := self.workers()):
-            assert time.monotonic() < deadline_s, "no training worker is running"
-            time.sleep(0.1)
-        return found
-
-    def kill_node(self) -> None:
-        """Kill a node that holds a worker, all at once, and give a fresh one."""
-        raylet = next(iter(self.running().values()))
-        for node in list(self.cluster.worker_nodes):
-            if node.all_processes["raylet"][0].process.pid == raylet:
-                self.cluster.remove_node(node, allow_graceful=False)
-        self.cluster.add_node(num_cpus=2)
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +50,8 @@ def start(machines: Machines, manifest: str, model: Path) -> subprocess.Popen[by
     command += ["--data", manifest, "--model", str(model), "--recipe", "smoke"]
     for one in SETTINGS:
         command += ["--set", one]
-    environment = os.environ | {"RAY_ADDRESS": machines.cluster.address}
     with (model.parent / f"{model.name}.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        return subprocess.Popen(command, stdout=log, stderr=log, env=machines.environment)
 
 
 def checkpoints(model: Path) -> set[str]:
@@ -124,7 +75,7 @@ def train_through(
             driver.wait()
             driver = start(machines, manifest, model)
         else:
-            getattr(machines, f"kill_{kill}")()
+            getattr(machines, f"kill_{kill}")("RayTrainWorker")
     assert driver.wait() == 0, (model.parent / f"{model.name}.log").read_text()
     return load_bundle(str(model)).tensors("classifier-0")
 

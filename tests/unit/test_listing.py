@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cropscore_ray import listing, storage
-from cropscore_ray.errors import StorageError
+from cropscore_ray.errors import DataError, StorageError
 from cropscore_ray.listing import GrowingManifest, Lister, growing_manifest
 from cropscore_ray.manifest import open_manifest, read_manifest
 
@@ -125,7 +125,7 @@ def test_a_listing_that_fails_says_so_and_can_be_begun_again(
         raise StorageError("the store has gone")
 
     monkeypatch.setattr(storage, "iter_files", breaks_off)
-    with pytest.raises(StorageError, match="the store has gone"):
+    with pytest.raises(DataError, match="the store has gone"):
         list_to_the_end(manifest)
     monkeypatch.setattr(storage, "iter_files", whole)
     list_to_the_end(manifest)

@@ -1,0 +1,116 @@
+"""The process that holds a model: a part's images in, a file of the run's table out."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+
+from cropscore_ray import runtime, schema, storage
+from cropscore_ray.attempts import Attempt
+from cropscore_ray.bundle import load_bundle
+from cropscore_ray.config import LocalizeConfig
+from cropscore_ray.errors import ImageError
+from cropscore_ray.fetch import Fetched
+from cropscore_ray.parts import Row, from_row, images_by_status, summary
+from cropscore_ray.predict import ScoreStage
+from cropscore_ray.run_folder import RunFolder
+from cropscore_ray.runtime import Handle
+from cropscore_ray.telemetry import WorkerTelemetry
+
+CALLS_AT_ONCE = 2
+"""One part is scored while that before it is written."""
+_PROGRESS_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """What an actor does with a part's images."""
+
+    stage: type[ScoreStage]
+    model_uri: str
+    config: LocalizeConfig
+    class_map: list[int | None]
+    """The model's index of each of the manifest's classes, None where it has none."""
+
+
+class StageActor:
+    """One model on one GPU (or on one node's cores)."""
+
+    def __init__(
+        self, scoring: Scoring, folder: RunFolder, queue: Handle, attempts: Handle
+    ) -> None:
+        self.folder = folder
+        self.telemetry = WorkerTelemetry(queue, folder.uri)
+        self.attempts = attempts
+        if not torch.cuda.is_available():
+            torch.set_num_threads(os.cpu_count() or 1)  # Ray sets one thread a CPU asked for
+        bundle = storage.persistently(scoring.model_uri, lambda: load_bundle(scoring.model_uri))
+        self.stage = scoring.stage(bundle, scoring.config)
+        self.class_map = scoring.class_map
+        self.scores_one = threading.Lock()
+        self.told_s = time.monotonic()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Score a fetched part and write its file; return its summary."""
+        number, table = from_row(block)
+        with self.scores_one:
+            rows = self._score(number, table.to_pylist())
+        where = self.folder.part_uri(number)
+        storage.persistently(where, lambda: storage.write_table(where, rows))
+        by_status = images_by_status(rows)
+        self.telemetry.did(by_status)
+        return summary(rows, by_status)
+
+    def _score(self, number: int, rows: list[Row]) -> pa.Table:
+        """Return the part's rows of the run's table."""
+        self._tell(0, busy=False)
+        for row in rows:
+            index = row["class_index"]
+            row["class_index"] = None if index is None else self.class_map[index]
+        attempt: Attempt = runtime.ask(self.attempts.begin, number)
+        fetched = [_fetched(row, attempt) for row in rows]
+        seen = self._one_by_one if attempt.one_by_one else self._together
+        found = list(self._counted(seen(number, rows, fetched), len(rows)))
+        runtime.ask(self.attempts.end, number)
+        table = schema.rows_to_table(found, self.stage.schema)
+        self._tell(0, busy=True)
+        return table
+
+    def _together(self, _: int, rows: list[Row], fetched: list[Fetched]) -> Iterator[list[Row]]:
+        return self.stage.by_image(rows, fetched)
+
+    def _one_by_one(
+        self, number: int, rows: list[Row], fetched: list[Fetched]
+    ) -> Iterator[list[Row]]:
+        """Yield the same, after telling which image is next: it may be the last thing told."""
+        for row, one in zip(rows, fetched, strict=True):
+            runtime.ask(self.attempts.at, number, row["image_id"])
+            yield from self.stage.by_image([row], [one])
+
+    def _counted(self, images: Iterator[list[Row]], num_images: int) -> Iterator[Row]:
+        """Yield the rows of the images, and tell now and then how many images they are."""
+        told = 0
+        for number, rows in enumerate(images, 1):
+            yield from rows
+            if number == num_images or time.monotonic() - self.told_s > _PROGRESS_S:
+                self._tell(number - told, busy=True)
+                told = number
+
+    def _tell(self, num_images: int, *, busy: bool) -> None:
+        """Tell of images and of the time since it was told of any."""
+        since_s, self.told_s = time.monotonic() - self.told_s, time.monotonic()
+        busy_s, idle_s = (since_s, 0.0) if busy else (0.0, since_s)
+        self.telemetry.worked(num_images, busy_s=busy_s, idle_s=idle_s)
+
+
+def _fetched(row: Row, attempt: Attempt) -> Fetched:
+    if row["image_id"] in attempt.crashed:
+        return ImageError("crashed", f"{row['image_uri']}: its process died at it, twice")
+    if row["fetch_status"] is not None:
+        return ImageError(row["fetch_status"], row["fetch_error"])
+    data: bytes = row["data"]
+    return data

@@ -1,0 +1,66 @@
+"""A Ray cluster of several nodes on this machine, whose processes are killed by tests."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+
+from ray.cluster_utils import Cluster
+
+WAIT_S = 120
+
+
+@dataclass
+class Machines:
+    """A head without CPUs for workers, and two nodes that come and go; processes are Ray's own."""
+
+    cluster: Cluster = field(
+        default_factory=lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    )
+
+    def __post_init__(self) -> None:
+        for _ in range(2):
+            self.add_node()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a command needs to join the cluster."""
+        return os.environ | {"RAY_ADDRESS": self.cluster.address}
+
+    def add_node(self) -> None:
+        self.cluster.add_node(num_cpus=2)
+
+    def workers(self, name: str) -> dict[int, int]:
+        """Return the raylet of each worker whose title has the name, by process id."""
+        listing = subprocess.run(
+            ["ps", "-eo", "pid=,ppid=,args="], check=True, capture_output=True, text=True
+        ).stdout
+        found = [line.split(None, 2) for line in listing.splitlines()]
+        mine = {node.all_processes["raylet"][0].process.pid for node in self.cluster.worker_nodes}
+        return {
+            int(pid): int(parent)
+            for pid, parent, args in found
+            if args.startswith("ray::") and name in args and int(parent) in mine
+        }
+
+    def running(self, name: str) -> dict[int, int]:
+        """Return `workers`, once there are any."""
+        deadline_s = time.monotonic() + WAIT_S
+        while not (found := self.workers(name)):
+            assert time.monotonic() < deadline_s, f"no {name} is running"
+            time.sleep(0.1)
+        return found
+
+    def kill_worker(self, name: str) -> None:
+        """Kill one of the workers."""
+        os.kill(random.choice(list(self.running(name))), signal.SIGKILL)
+
+    def kill_node(self, name: str) -> None:
+        """Kill a node that holds such a worker, all at once, and give a fresh one."""
+        raylet = random.choice(list(self.running(name).values()))
+        for node in list(self.cluster.worker_nodes):
+            if node.all_processes["raylet"][0].process.pid == raylet:
+                self.cluster.remove_node(node, allow_graceful=False)
+        self.add_node()
