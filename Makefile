@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help demo test test-all check clean
+.PHONY: help demo test test-all soak check clean
 
 help:
 	@echo "make demo      draw images, train, localize, evaluate, report: into demo/"
 	@echo "make test      the quick tests"
 	@echo "make test-all  all tests: minutes more, and real images where they are"
+	@echo "make soak      a training and a bulk run, killed again and again: half an hour"
 	@echo "make check     format, lint, types, import rules"
 	@echo "make clean     remove .venv and what the targets left"
 
@@ -20,6 +21,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest
+
+soak: $(STAMP)
+	$(BIN)/python -m pytest -rP -m slow tests/ray/test_kills.py tests/s3/test_kills_s3.py
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -101,7 +101,7 @@ def run_parts(
         folder=run.folder,
         ask_num_images=lambda: run.manifest.num_images,
         num_before=num_before,
-        show=progress,
+        shows=[progress] if progress else [],
     )
     with ThreadPoolExecutor(1) as beside:
         counted = beside.submit(_count_written, run, done, count, tally)
@@ -134,14 +134,13 @@ def _do_parts(
     tally: Tally,
 ) -> None:
     runtime.connect()
-    telemetry = RunTelemetry(run.folder.uri)
-    with runtime.events(tally.worked) as queue, warnings.catch_warnings():
+    tally.shows.append(RunTelemetry(run.folder.uri).show)
+    with runtime.events(tally.worked, tally.tick) as queue, warnings.catch_warnings():
         # Ray says so where a folder, whose size nobody knows yet, is a single part.
         warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
         todo = Todo(run=run, done=done, num_left=num_left, pool=pool(workers), queue=queue)
         for summary in link(_fetched_parts(todo), todo).iter_rows():
             tally.wrote(json.loads(summary["by_status"]), summary["rows"])
-            telemetry.show(tally.snapshot())
 
 
 def _fetched_parts(todo: Todo) -> ray.data.Dataset:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cropscore_ray import runtime
 from cropscore_ray.config import WorkerConfig
+from cropscore_ray.errors import ConfigError
 
 _SHARE = 0.75
 """Of the CPUs of a node without GPUs, taken by its worker: more than half, so that there is one
@@ -36,15 +37,25 @@ class Pool:
 
 
 def pool(workers: WorkerConfig) -> Pool:
-    """Return the pool for the cluster as it is now, and as it may become."""
+    """Return the pool for the cluster as it is now, and as it may become.
+
+    Raises:
+        ConfigError: this machine, which is no cluster, has no room for what is asked for.
+    """
     per_gpu = workers.gpus_per_worker
     if per_gpu is None:
         per_gpu = 1.0 if runtime.gpus_in_reach() else 0.0
     per_cpu = 0.0 if per_gpu else _SHARE * min(runtime.cpus_by_node(), default=1.0)
-    most = workers.num_workers or (None if runtime.is_joined() else _room(per_gpu, per_cpu))
+    room = _room(per_gpu, per_cpu)
+    if not runtime.is_joined() and room < (workers.num_workers or 1):
+        kind = f"of {per_gpu:g} GPUs" if per_gpu else "without a GPU"
+        raise ConfigError(
+            f"this machine has room for {room} workers {kind}, not {workers.num_workers or 1}",
+            hint="change --workers or --gpus-per-worker, or name a cluster with RAY_ADDRESS",
+        )
     return Pool(
-        num_now=workers.num_workers or max(1, _room(per_gpu, per_cpu)),
-        most=most,
+        num_now=workers.num_workers or max(1, room),
+        most=workers.num_workers or (None if runtime.is_joined() else room),
         num_gpus=per_gpu,
         num_cpus=per_cpu,
     )
@@ -53,5 +64,5 @@ def pool(workers: WorkerConfig) -> Pool:
 def _room(num_gpus: float, num_cpus: float) -> int:
     """Return how many workers the nodes have room for now."""
     if num_gpus:
-        return sum(math.floor(found / num_gpus) for found in runtime.gpus_by_node())
+        return sum(int(found) for found in runtime.gpus_by_node()) * math.floor(1 / num_gpus + 1e-9)
     return sum(math.floor(found / num_cpus) for found in runtime.cpus_by_node())

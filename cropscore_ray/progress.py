@@ -97,7 +97,9 @@ class Progress:
             first = first or (now.num_done, time.monotonic())
             rate = (now.num_done - first[0]) / max(time.monotonic() - first[1], 1e-9)
             words = [f"{rate:,.{0 if rate >= 10 else 2}f} images/s"] if rate else []
-            if now.busy is not None:
+            if now.busy is None and not rate:
+                words.append("waiting for a worker")
+            elif now.busy is not None:
                 plural = "" if now.num_workers == 1 else "s"
                 words.append(f"{now.num_workers} worker{plural} {now.busy:.0%} busy")
             failures = sorted(set(now.by_status) - {"ok"})

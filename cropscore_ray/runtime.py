@@ -44,8 +44,12 @@ def connect() -> None:
 
 
 @contextmanager
-def events(receive: Callable[..., None]) -> Iterator[Queue]:
+def events(
+    receive: Callable[..., None], nothing: Callable[[], None] | None = None
+) -> Iterator[Queue]:
     """Give a queue for workers to `tell` things; each becomes a call of `receive` here.
+
+    While they tell nothing, `nothing` is called twice a second.
 
     For progress, which may be lost: with the node that holds the queue, and at the end.
     """
@@ -57,7 +61,8 @@ def events(receive: Callable[..., None]) -> Iterator[Queue]:
             try:
                 receive(*queue.get(timeout=0.5))
             except Empty:
-                continue
+                if nothing:
+                    nothing()
             except RayError:
                 return
 

@@ -12,6 +12,7 @@ from cropscore_ray.errors import StorageError
 from cropscore_ray.progress import Snapshot
 from cropscore_ray.run_folder import RunFolder
 
+_SHOW_S = 0.5
 _ASK_S = 2.0
 _KEEP_S = 10.0
 _BUSY_S = 30.0
@@ -35,7 +36,8 @@ class Tally:
 
     folder: RunFolder
     ask_num_images: Callable[[], int | None]
-    show: Callable[[Snapshot], None] | None
+    shows: list[Callable[[Snapshot], None]]
+    """Called now and then."""
     num_before: int
     """Images in parts that were written before this start."""
     by_status: Counter[str] = field(default_factory=Counter)
@@ -44,6 +46,7 @@ class Tally:
     _num_scored: int = 0
     _num_written: int = 0
     _num_images: int | None = None
+    _shown_s: float = -_SHOW_S
     _asked_s: float = -_ASK_S
     _kept_s: float = field(default_factory=time.monotonic)
     _began_s: float = field(default_factory=time.monotonic)
@@ -56,11 +59,14 @@ class Tally:
 
     def worked(self, work: Work) -> None:
         """Take in what a worker tells."""
-        now_s = time.monotonic()
         with self._lock:
             self._num_scored += work.num_images
-            self._work = [one for one in self._work if now_s - one[0] < _BUSY_S]
-            self._work.append((now_s, work))
+            self._work.append((time.monotonic(), work))
+            self._tell()
+
+    def tick(self) -> None:
+        """Tell of what is unchanged: that there is no worker yet, or none any more."""
+        with self._lock:
             self._tell()
 
     def wrote(self, by_status: dict[str, int], num_rows: int, *, before: bool = False) -> None:
@@ -106,11 +112,18 @@ class Tally:
         return {**self.folder.record["times"], "wall_s": round(wall_s, 3)}
 
     def _tell(self) -> None:
-        if self.show is not None:
-            self.show(self.snapshot())
+        """Show how far the run is, now and then, and its end."""
+        is_end = self.num_before + self._num_written == self._num_images
+        if self.shows and (is_end or time.monotonic() - self._shown_s > _SHOW_S):
+            self._shown_s = time.monotonic()
+            now = self.snapshot()
+            for show in self.shows:
+                show(now)
 
     def snapshot(self) -> Snapshot:
         """Return how far the run is."""
+        since_s = time.monotonic() - _BUSY_S
+        self._work = [one for one in self._work if one[0] > since_s]
         # A part that is done twice is scored twice; only what is written can be the end.
         num_images, ahead = self._known_images(), self._num_scored
         if num_images is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cropscore_ray.bench import localizer as localizer_bench
+from cropscore_ray.bench import pipeline as pipeline_bench
 from cropscore_ray.bench import roofline
 from cropscore_ray.bench import scorer as scorer_bench
 from cropscore_ray.bench import training as training_bench
@@ -121,10 +122,43 @@ def training(
     return _found(device, rows, ratios)
 
 
+def pipeline(
+    *, model: str | None = None, rounds: int = 5, progress: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Measure the bulk run on Ray; return machine, rows and ratios.
+
+    Args:
+        model: a bundle with a scorer; None: torchvision's GoogLeNet with random weights.
+        rounds: measurements of each thing.
+        progress: told of rounds done and rounds in all.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = load_bundle(model) if model else scorer_bench.random_bundle(f"{folder}/model")
+        bundle.require(SCORER)
+        for number in range(rounds):
+            progress(number, rounds)
+            found.append(pipeline_bench.run_round(Path(folder), bundle.uri, pipeline_bench.SIZE))
+        progress(rounds, rounds)
+    rows = pipeline_bench.measured(found)
+    _, fewer, most = pipeline_bench.SIZE.shards
+    ratios = {
+        f"pipeline/bare:{mode}": ratio(rows, f"pipeline, {mode}", f"bare, {mode}")
+        for mode in pipeline_bench.SIZE.photos
+    }
+    over, under = f"overhead, to {most:,} images", f"overhead, to {fewer:,} images"
+    ratios["overhead_100k/overhead_1k"] = ratio(rows, over, under)
+    resume, full = "resume, 99 % done", f"whole run, {most:,} images"
+    ratios["resume_99/full"] = ratio(rows, resume, full)
+    return _found(device, rows, ratios)
+
+
 BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "scorer": scorer,
     "localizer": localizer,
     "training": training,
+    "pipeline": pipeline,
 }
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
+from urllib.request import urlopen
 
 from ray.cluster_utils import Cluster
 
@@ -14,14 +15,15 @@ WAIT_S = 120
 
 @dataclass
 class Machines:
-    """A head without CPUs for workers, and two nodes that come and go; processes are Ray's own."""
+    """A head without CPUs for workers, and nodes that come and go; processes are Ray's own."""
 
+    num_nodes: int = 2
     cluster: Cluster = field(
         default_factory=lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     )
 
     def __post_init__(self) -> None:
-        for _ in range(2):
+        for _ in range(self.num_nodes):
             self.add_node()
 
     @property
@@ -31,6 +33,13 @@ class Machines:
 
     def add_node(self) -> None:
         self.cluster.add_node(num_cpus=2)
+
+    def metrics(self) -> str:
+        """Return what Prometheus would be told by all nodes."""
+        nodes = [self.cluster.head_node, *self.cluster.worker_nodes]
+        ports = [node.metrics_export_port for node in nodes]
+        urls = [f"http://127.0.0.1:{port}/metrics" for port in ports]
+        return "".join(urlopen(url, timeout=10).read().decode() for url in urls)
 
     def workers(self, name: str) -> dict[int, int]:
         """Return the raylet of each worker whose title has the name, by process id."""

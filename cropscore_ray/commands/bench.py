@@ -74,6 +74,21 @@ def training(**options: Any) -> None:
     _run("training", **options)
 
 
+@bench.command()
+@click.option("--model", metavar="BUNDLE", help="Whose scorer; a GoogLeNet at random without.")
+@_common
+def pipeline(**options: Any) -> None:
+    """Run in bulk on Ray: against the engine's bare loop, and what it costs an image.
+
+    Also its memory for 1,000 to 100,000 images, and a run that goes on when 99 % is done.
+
+    \b
+    Example:
+        cropscore bench pipeline --json
+    """
+    _run("pipeline", **options)
+
+
 def _run(what: str, *, as_json: bool, **options: Any) -> None:
     from cropscore_ray.jobs import bench as job
 

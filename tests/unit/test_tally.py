@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> run_folder.RunFolder:
 
 def make(folder: run_folder.RunFolder, num_images: int | None = 10, before: int = 0) -> Tally:
     return Tally(
-        folder=folder, ask_num_images=lambda: num_images, num_before=before, show=shown.append
+        folder=folder, ask_num_images=lambda: num_images, num_before=before, shows=[shown.append]
     )
 
 
@@ -26,8 +26,9 @@ shown: list[Snapshot] = []
 
 
 @pytest.fixture(autouse=True)
-def _nothing_shown() -> None:
+def _everything_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     shown.clear()
+    monkeypatch.setattr(tally, "_SHOW_S", -1.0)
 
 
 def work(worker: str, num_images: int, busy_s: float = 1, idle_s: float = 0) -> Work:
@@ -45,6 +46,16 @@ def test_scored_images_run_ahead_of_written_ones_but_are_not_the_end(folder):
     assert shown[-1].num_done == 10
 
 
+def test_not_every_word_of_a_worker_is_shown_but_the_end_is(folder, monkeypatch):
+    monkeypatch.setattr(tally, "_SHOW_S", 3600.0)
+    made = make(folder)
+    for _ in range(8):
+        made.worked(work("a", 1))
+    assert len(shown) == 1
+    made.wrote({"ok": 10}, 10)
+    assert [one.num_done for one in shown] == [1, 10]
+
+
 def test_who_is_busy_and_how_much(folder):
     made = make(folder)
     assert made.snapshot().busy is None
@@ -58,8 +69,8 @@ def test_workers_that_tell_nothing_more_are_forgotten(folder, monkeypatch):
     made = make(folder)
     made.worked(work("a", 1))
     monkeypatch.setattr(tally, "_BUSY_S", -1.0)
-    made.worked(work("b", 1))
-    assert shown[-1].num_workers == 1
+    made.tick()
+    assert (shown[-1].num_workers, shown[-1].busy) == (0, None)
 
 
 def test_the_number_of_images_is_asked_for_until_it_is_known(folder):
@@ -110,6 +121,14 @@ def test_a_line_tells_rate_workers_and_failures_by_reason(monkeypatch):
         "localize: 1,250 of 101,250, 67 min left, 25 images/s, 2 workers 97% busy, "
         "1 missing, 2 undecodable"
     )
+
+
+def test_a_run_that_waits_for_its_first_worker_says_so():
+    stream = io.StringIO()
+    Progress(stream).run("localize")(
+        Snapshot(num_done=0, num_images=9, by_status=Counter(), num_workers=0, busy=None)
+    )
+    assert stream.getvalue() == "localize: 0 of 9, waiting for a worker\n"
 
 
 @pytest.mark.parametrize(
