@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.request import urlopen
 
@@ -31,8 +32,9 @@ class Machines:
         """What a command needs to join the cluster."""
         return os.environ | {"RAY_ADDRESS": self.cluster.address}
 
-    def add_node(self) -> None:
-        self.cluster.add_node(num_cpus=2)
+    def add_node(self, num_gpus: int = 0) -> None:
+        """Add one; its GPUs are only numbers."""
+        self.cluster.add_node(num_cpus=2, num_gpus=num_gpus)
 
     def metrics(self) -> str:
         """Return what Prometheus would be told by all nodes."""
@@ -62,14 +64,22 @@ class Machines:
             time.sleep(0.1)
         return found
 
-    def kill_worker(self, name: str) -> None:
-        """Kill one of the workers."""
-        os.kill(random.choice(list(self.running(name))), signal.SIGKILL)
+    def kill_worker(self, name: str) -> bool:
+        """Kill one of the workers, and return True; False if there is none."""
+        found = list(self.workers(name))
+        if found:
+            with suppress(ProcessLookupError):
+                os.kill(random.choice(found), signal.SIGKILL)
+        return bool(found)
 
-    def kill_node(self, name: str) -> None:
+    def kill_node(self, name: str) -> bool:
         """Kill a node that holds such a worker, all at once, and give a fresh one."""
-        raylet = random.choice(list(self.running(name).values()))
+        found = list(self.workers(name).values())
+        if not found:
+            return False
+        raylet = random.choice(found)
         for node in list(self.cluster.worker_nodes):
             if node.all_processes["raylet"][0].process.pid == raylet:
                 self.cluster.remove_node(node, allow_graceful=False)
         self.add_node()
+        return True

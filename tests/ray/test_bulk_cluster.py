@@ -5,7 +5,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,60 +15,87 @@ from models import random_model
 
 from cropscore_ray import storage
 from cropscore_ray.datasets.drawn import draw_image_set
-from cropscore_ray.jobs import index
 from cropscore_ray.uri_list import write_list
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "cropscore.json"
-NUM_IMAGES = 600
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
     made = Machines(num_nodes=1)
     yield made
     made.cluster.shutdown()
 
 
-def start(machines: Machines, folder: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "cropscore_ray.cli", "score", str(folder / "manifest")]
-    command += ["--model", str(folder / "model"), "--out", str(folder / "run"), *options]
-    with (folder / "log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=machines.environment)
+@dataclass
+class Bulk:
+    """A run of a list of images, as a command of its own on the cluster."""
+
+    machines: Machines
+    folder: Path
+
+    def start(self, out: str, num_images: int, *options: str) -> subprocess.Popen[bytes]:
+        uris = storage.list_files(str(self.folder / "drawn"))
+        uris = [uri for uri in uris if uri.endswith(".jpg")]
+        lines = [uris[i % len(uris)].encode() for i in range(num_images - 1)]
+        source = str(self.folder / f"{out}-manifest")
+        write_list([*lines, b"/nowhere.jpg"], source, begun=False)
+        command = [sys.executable, "-m", "cropscore_ray.cli", "score", source]
+        command += ["--model", str(self.folder / "model"), "--out", str(self.folder / out)]
+        command += ["--classes", "predicted", "--part-images", "4", *options]
+        with self.log(out).open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=self.machines.environment)
+
+    def log(self, out: str) -> Path:
+        return self.folder / f"{out}.log"
+
+    def wait_for(self, is_so: Callable[[], object], command: subprocess.Popen[bytes]) -> None:
+        deadline_s = time.monotonic() + WAIT_S
+        while not is_so():
+            assert command.poll() is None, "it ended"
+            assert time.monotonic() < deadline_s
+            time.sleep(0.2)
+
+    def workers(self) -> int:
+        return len(self.machines.workers("StageActor"))
 
 
-def wait_for(what: str, is_there, command: subprocess.Popen[bytes], folder: Path) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not is_there():
-        assert command.poll() is None, (folder / "log").read_text()[-3000:]
-        assert time.monotonic() < deadline_s, f"no {what}"
-        time.sleep(0.2)
+@pytest.fixture(scope="module")
+def bulk(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> Bulk:
+    folder = tmp_path_factory.mktemp("bulk")
+    draw_image_set(str(folder / "drawn"), num_train=30, num_val=0, seed=1)
+    random_model(str(folder / "model"))
+    return Bulk(machines, folder)
 
 
-def test_a_pool_grows_with_its_cluster_and_tells_prometheus(
-    machines: Machines, tmp_path: Path
-) -> None:
-    draw_image_set(str(tmp_path / "drawn"), num_train=30, num_val=0, seed=1)
-    index.run(str(tmp_path / "drawn"), str(tmp_path / "few"))
-    uris = storage.read_table(str(tmp_path / "few"))["image_uri"].to_pylist()
-    lines = [uris[i % len(uris)].encode() for i in range(NUM_IMAGES - 1)]
-    write_list([*lines, b"/nowhere.jpg"], str(tmp_path / "manifest"), begun=False)
-    random_model(str(tmp_path / "model"))
-    command = start(machines, tmp_path, "--part-images", "4", "--classes", "predicted")
-    wait_for("part", lambda: storage.list_files(f"{tmp_path}/run/scores"), command, tmp_path)
-    assert len(machines.workers("StageActor")) == 1
-    machines.add_node()
-    wait_for("second", lambda: len(machines.workers("StageActor")) == 2, command, tmp_path)
+def test_a_pool_grows_with_its_cluster_and_tells_prometheus(bulk: Bulk) -> None:
+    num_images = 600
+    command = bulk.start("grown", num_images)
+    bulk.wait_for(lambda: storage.list_files(f"{bulk.folder}/grown/scores"), command)
+    assert bulk.workers() == 1
+    bulk.machines.add_node()
+    bulk.wait_for(lambda: bulk.workers() == 2, command)
     told = ""
     while command.poll() is None:
-        told = machines.metrics() or told
+        told = bulk.machines.metrics() or told
         time.sleep(1)
-    assert command.wait() == 0, (tmp_path / "log").read_text()[-3000:]
-    counts = storage.read_json(f"{tmp_path}/run/run.json")["counts"]
-    assert counts["by_status"] == {"ok": NUM_IMAGES - 1, "missing": 1}
+    assert command.wait() == 0, bulk.log("grown").read_text()[-3000:]
+    counts = storage.read_json(f"{bulk.folder}/grown/run.json")["counts"]
+    assert counts["by_status"] == {"ok": num_images - 1, "missing": 1}
     assert re.search(r'ray_cropscore_images_total\{[^}]*status="ok"[^}]*\} \d', told)
     drawn = set(re.findall(r"\bray_\w+", DASHBOARD.read_text()))
     without_gpus = drawn - {"ray_node_gpus_utilization"}
     assert without_gpus <= set(re.findall(r"^(ray_\w+)", told, re.MULTILINE))
+
+
+def test_a_run_waits_for_gpus_and_shares_them(bulk: Bulk) -> None:
+    command = bulk.start("shared", 40, "--gpus-per-worker", "0.5", "--workers", "2")
+    bulk.wait_for(lambda: "waiting for a worker" in bulk.log("shared").read_text(), command)
+    assert bulk.workers() == 0
+    bulk.machines.add_node(num_gpus=1)
+    bulk.wait_for(lambda: bulk.workers() == 2, command)
+    assert command.wait() == 0, bulk.log("shared").read_text()[-3000:]
+    assert storage.read_json(f"{bulk.folder}/shared/run.json")["complete"]
 
 
 def test_the_dashboard_is_one_that_grafana_reads() -> None:

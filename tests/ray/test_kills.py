@@ -75,7 +75,8 @@ def train_through(
             driver.wait()
             driver = start(machines, manifest, model)
         else:
-            getattr(machines, f"kill_{kill}")("RayTrainWorker")
+            machines.running("RayTrainWorker")
+            assert getattr(machines, f"kill_{kill}")("RayTrainWorker")
     assert driver.wait() == 0, (model.parent / f"{model.name}.log").read_text()
     return load_bundle(str(model)).tensors("classifier-0")
 

@@ -24,9 +24,10 @@ from cropscore_ray.jobs import index
 
 pytestmark = pytest.mark.timeout(3600)
 
-NUM_IMAGES = 30
+NUM_IMAGES = 60
 ACTOR = "StageActor"
-KILLS_A_RUN = 10
+MOST_S = 12.0
+"""From one kill to the next."""
 SOAK = ["actor", "node", "driver", "store", "actor", "driver", "node", "actor", "store", "node"] * 3
 
 
@@ -92,28 +93,47 @@ def unbroken(bulk: Bulk, s3_bucket: str) -> list[dict[str, Any]]:
     return found
 
 
-def localize_through(kills: list[str], bulk: Bulk, server: Any, out: str, away_s: float) -> None:
-    """Localize to the end, with a kill a moment after each next part."""
-    command = bulk.localize(out)
-    for kill in kills:
-        before = parts(out)
-        while parts(out) == before:
-            assert command.poll() is None, f"the run ended before its {kill} could be killed"
-            time.sleep(0.1)
-        time.sleep(random.uniform(0, 2))
-        if kill == "driver":
+@dataclass
+class Killer:
+    """Kills what it is told, one after the other, at random moments."""
+
+    kills: list[str]
+    bulk: Bulk
+    server: Any
+    away_s: float
+    was_away: bool = False
+
+    def localize(self, out: str) -> None:
+        """Run to the end, through as many of the kills as fall into it."""
+        command = self.bulk.localize(out)
+        while command.poll() is None:
+            time.sleep(random.uniform(0, MOST_S))
+            if self.kills and command.poll() is None:
+                command = self.kill(command, out)
+            if command.poll() == 1 and self.was_away:  # it began while the store was away
+                self.was_away, command = False, self.bulk.localize(out)
+        self.bulk.end(command)
+
+    def kill(self, command: subprocess.Popen[bytes], out: str) -> subprocess.Popen[bytes]:
+        """Kill what is next; return the command, which may be another now."""
+        kind, killed = self.kills[0], True
+        if kind == "driver":
             command.kill()
             command.wait()
-            command = bulk.localize(out)
-        elif kill == "store":
-            server.go_away()
-            time.sleep(random.uniform(1, away_s))
-            server.come_back()
-        elif kill == "actor":
-            bulk.machines.kill_worker(ACTOR)
+            command = self.bulk.localize(out)
+        elif kind == "store":
+            self.was_away = True
+            self.server.go_away()
+            time.sleep(random.uniform(1, self.away_s))
+            self.server.come_back()
+        elif kind == "actor":
+            killed = self.bulk.machines.kill_worker(ACTOR)
         else:
-            bulk.machines.kill_node(ACTOR)
-    bulk.end(command)
+            killed = self.bulk.machines.kill_node(ACTOR)
+        if killed:
+            print(f"{out}: {parts(out)} of {NUM_IMAGES} parts after a kill of the {kind}")
+            self.kills.pop(0)
+        return command
 
 
 @pytest.mark.parametrize(
@@ -130,9 +150,10 @@ def test_a_run_that_is_killed_ends_with_the_same_rows(
     seed = random.randrange(2**32)
     print(f"random.seed({seed})")
     random.seed(seed)
-    for start in range(0, len(kills), KILLS_A_RUN):
-        out = f"{s3_uri}/run-{start}"
-        localize_through(kills[start : start + KILLS_A_RUN], bulk, s3_server, out, away_s)
+    killer, runs = Killer(kills.copy(), bulk, s3_server, away_s), 0
+    while killer.kills:
+        out, runs = f"{s3_uri}/run-{runs}", runs + 1
+        killer.localize(out)
         assert rows(out) == unbroken
         record = storage.read_json(f"{out}/run.json")
         assert record["complete"]
