@@ -15,7 +15,9 @@ import click
 from cropscore_ray import __version__
 from cropscore_ray.commands.bench import bench
 from cropscore_ray.commands.bulk import localize, pack, score
+from cropscore_ray.commands.jobs import cluster, jobs, submit
 from cropscore_ray.commands.options import model_option, overwrite_option, split_option
+from cropscore_ray.commands.plan import plan
 from cropscore_ray.errors import CropscoreError
 
 # Ray reads these when it is imported. What it logs by itself is for its developers.
@@ -232,7 +234,7 @@ def report(run: str, split: str | None, out: str | None) -> None:
     click.echo(job.run(run, split=split, out=out))
 
 
-for command in (score, localize, pack, bench):
+for command in (score, localize, pack, bench, submit, jobs, cluster, plan):
     main.add_command(command)
 
 

@@ -5,7 +5,8 @@ CropscoreError            the command line prints it as one message, without a t
 ├── DataError             a source, a manifest or a table cannot be used as it is
 ├── StorageError          a location cannot be read or written
 ├── ModelError            a bundle or a weights file is missing, damaged or of another kind
-└── RunConflictError      the run folder belongs to another run
+├── RunConflictError      the run folder belongs to another run
+└── ClusterError          a cluster cannot be reached, or does not do what it is asked
 ImageError                one image cannot be used; it becomes a row with a status, never an exit
 """
 
@@ -36,6 +37,10 @@ class StorageError(CropscoreError):
 
 class ModelError(CropscoreError):
     """A model bundle or a weights file is missing, damaged or of another kind."""
+
+
+class ClusterError(CropscoreError):
+    """A cluster cannot be reached, or does not do what it is asked."""
 
 
 class RunConflictError(CropscoreError):

@@ -93,10 +93,11 @@ def run_parts(
     done, num_left = frozenset(run.folder.done_parts()), None
     num_before, num_images = len(done) * run.part_images, run.manifest.num_images
     if num_images is not None:
-        sizes = _part_sizes(num_images, run.part_images)
-        done &= sizes.keys()
-        num_left = len(sizes) - len(done)
-        num_before = sum(sizes[number] for number in done)
+        num_parts = _num_parts(run, num_images)
+        done = frozenset(number for number in done if number < num_parts)
+        num_left = num_parts - len(done)
+        missing_in_last = num_parts * run.part_images - num_images
+        num_before = len(done) * run.part_images - missing_in_last * (num_parts - 1 in done)
     tally = Tally(
         folder=run.folder,
         ask_num_images=lambda: run.manifest.num_images,
@@ -119,10 +120,8 @@ def run_parts(
     logger.info("%s: %.2f images/s", run.command, tally.rate())
 
 
-def _part_sizes(num_images: int, part_images: int) -> dict[int, int]:
-    """Return how many images each part has."""
-    starts = range(0, num_images, part_images)
-    return {start // part_images: min(part_images, num_images - start) for start in starts}
+def _num_parts(run: BulkRun, num_images: int) -> int:
+    return -(-num_images // run.part_images)
 
 
 def _do_parts(
@@ -204,13 +203,13 @@ def _complete(run: BulkRun, counted: Future[None], tally: Tally) -> None:
     counted.result()
     num_images = run.manifest.num_images
     assert num_images is not None, "all parts are done, so all images were listed"
-    parts = _part_sizes(num_images, run.part_images).keys()
-    done = storage.persistently(run.folder.uri, run.folder.done_parts)
-    lost, num_counted = parts - done, tally.by_status.total()
-    if lost or num_counted != num_images:
+    num_parts, num_counted = _num_parts(run, num_images), tally.by_status.total()
+    written = storage.persistently(run.folder.uri, run.folder.done_parts)
+    num_written = sum(number < num_parts for number in written)
+    if (num_written, num_counted) != (num_parts, num_images):
         raise StorageError(
-            f"{run.folder.table_uri} has rows of {num_counted} images in {len(parts) - len(lost)} "
-            f"files, not of {num_images} in {len(parts)}",
+            f"{run.folder.table_uri} has rows of {num_counted} images in {num_written} files, "
+            f"not of {num_images} in {num_parts}",
             hint="if files were taken away, the same command makes them again",
         )
     tally.complete()

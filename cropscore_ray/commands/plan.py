@@ -1,0 +1,87 @@
+"""The command `plan`: what a bulk run takes, before it is run."""
+# ruff: noqa: D301 (\b is the backspace with which click keeps an example's lines apart)
+
+import json
+
+import click
+
+
+@click.command()
+@click.option("--images", type=click.IntRange(1), required=True, help="How many there are.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="GPUs.")
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True), help="Images a second of one worker."
+)
+@click.option(
+    "--bench", metavar="FILE", help="In place of --rate: what `bench scorer --json` printed."
+)
+@click.option("--mode", type=click.Choice(["exact", "pyramid"]), default="exact", show_default=True)
+@click.option("--price", type=click.FloatRange(0), help="Of a worker an hour.")
+@click.option(
+    "--losses",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Of one worker an hour, as spot nodes are taken away: 0.05 is once in 20 hours.",
+)
+@click.option(
+    "--replaced-after",
+    type=click.FloatRange(0),
+    default=300.0,
+    show_default=True,
+    help="Seconds until another worker works.",
+)
+@click.option("--part-images", type=click.IntRange(1), default=64, show_default=True)
+@click.option(
+    "--images-per-read",
+    type=click.FloatRange(1),
+    default=1.0,
+    show_default=True,
+    help="1 for files; dozens in archives.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def plan(
+    images: int,
+    workers: int,
+    rate: float | None,
+    bench: str | None,
+    mode: str,
+    price: float | None,
+    losses: float,
+    replaced_after: float,
+    part_images: int,
+    images_per_read: float,
+    as_json: bool,
+) -> None:
+    """Tell what a bulk run takes: hours, cost, requests, storage.
+
+    Nodes that are lost are simulated, with the work that is done again. The rate is a measured
+    one: measure a node of the kind that you will have.
+
+    \b
+    Example:
+        cropscore plan --images 100000000 --workers 64 --bench rates.json --losses 0.05
+    """
+    from cropscore_ray import planning
+    from cropscore_ray.errors import ConfigError
+
+    if (rate is None) == (bench is None):
+        raise ConfigError(
+            "give --rate or --bench, and not both",
+            hint="cropscore bench scorer --json > FILE measures it on this machine",
+        )
+    rate = planning.measured_rate(bench, mode) if bench else rate
+    assert rate is not None
+    found = planning.plan(
+        planning.Work(num_images=images, part_images=part_images, images_per_read=images_per_read),
+        planning.Cluster(
+            num_workers=workers,
+            images_per_s=rate,
+            losses_per_hour=losses,
+            replaced_after_s=replaced_after,
+            price_per_hour=price,
+        ),
+    )
+    source = f"measured, {bench}" if bench else "as given, not measured here"
+    found["rate_source"] = source
+    click.echo(json.dumps(found, indent=2) if as_json else planning.render(found))

@@ -1,0 +1,85 @@
+"""Clusters by name, in a small file of the user's, and which of them commands go to."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cropscore_ray.errors import ConfigError
+
+_DEFAULT_PORT = 8265
+
+
+def file() -> Path:
+    """Return where the names are kept: XDG_CONFIG_HOME/cropscore/clusters.json."""
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "cropscore" / "clusters.json"
+
+
+def read() -> dict[str, Any]:
+    """Return the names' addresses, and which of them is in use."""
+    if not file().exists():
+        return {"current": None, "clusters": {}}
+    try:
+        found: dict[str, Any] = json.loads(file().read_text())
+    except ValueError as error:
+        raise ConfigError(f"{file()} is not JSON: {error}", hint="mend it, or delete it") from error
+    return found
+
+
+def use(name: str, address: str | None = None) -> str:
+    """Let commands go to a cluster from now on; return its address.
+
+    Args:
+        name: of the cluster.
+        address: of its dashboard; needed the first time.
+
+    Raises:
+        ConfigError: nobody has said yet where it is.
+    """
+    found = read()
+    if address is not None:
+        found["clusters"][name] = url(address)
+    if name not in found["clusters"]:
+        raise ConfigError(
+            f"there is no cluster {name!r}",
+            hint=f"give its --address; known are {', '.join(found['clusters']) or 'none'}",
+        )
+    found["current"] = name
+    file().parent.mkdir(parents=True, exist_ok=True)
+    file().write_text(json.dumps(found, indent=2) + "\n")
+    return str(found["clusters"][name])
+
+
+def address(given: str | None) -> str:
+    """Return the address that a command goes to.
+
+    The one that is given, or a cluster's name; else RAY_API_SERVER_ADDRESS; else RAY_ADDRESS if it
+    is one of a dashboard; else the cluster in use.
+    """
+    known = read()
+    if given is not None:
+        return str(known["clusters"].get(given) or url(given))
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        value = os.environ.get(name, "")
+        if value.startswith(("http://", "https://")):
+            return value
+    if known["current"] is not None:
+        return str(known["clusters"][known["current"]])
+    raise ConfigError(
+        "no cluster is named",
+        hint="give --address http://HOST:8265, set RAY_API_SERVER_ADDRESS, or choose one with "
+        "cropscore cluster use NAME --address URL",
+    )
+
+
+def url(address: str) -> str:
+    """Return an address as a URL: http and port 8265 where nothing is said."""
+    if "://" not in address:
+        address = f"http://{address}"
+    if not address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{address} is no address of a Ray dashboard", hint="give http://HOST:8265"
+        )
+    host = address.split("://", 1)[1]
+    return address if ":" in host or address.startswith("https") else f"{address}:{_DEFAULT_PORT}"

@@ -1,0 +1,200 @@
+"""Commands submitted to a real cluster with token authentication: sent, followed, refused."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+from models import random_model
+
+from cropscore_ray import storage
+from cropscore_ray.datasets.drawn import draw_image_set
+from cropscore_ray.jobs import index
+
+SECRET = "planted-secret-8f2c"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Head:
+    """A cluster of one node, started as people start one."""
+
+    token: str
+    folder: str
+
+    def __post_init__(self) -> None:
+        self.port = free_port()
+        ray = str(Path(sys.executable).with_name("ray"))
+        command = [ray, "start", "--head", "--block", "--num-cpus=4", f"--port={free_port()}"]
+        command += [f"--dashboard-port={self.port}", f"--temp-dir={self.folder}"]
+        command += ["--object-store-memory=200000000", "--disable-usage-stats"]
+        with (Path(self.folder) / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=self.environment(), start_new_session=True
+            )
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def environment(self, token: str | None = None) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        return kept | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": token or self.token,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "XDG_CONFIG_HOME": self.folder,
+        }
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with tempfile.TemporaryDirectory(prefix="head-", ignore_cleanup_errors=True) as folder:
+        made = Head(secrets.token_hex(16), folder)
+        yield made
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images, their manifest and a model."""
+    folder = tmp_path_factory.mktemp("work")
+    draw_image_set(str(folder / "drawn"), num_train=8, num_val=0, seed=1)
+    index.run(str(folder / "drawn"), str(folder / "manifest"))
+    random_model(str(folder / "model"))
+    return folder
+
+
+def cropscore(
+    head: Head, *arguments: str, folder: Path | None = None, token: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cropscore_ray.cli", *arguments],
+        env=head.environment(token),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stderr.splitlines() if line.startswith(("error:", "hint:"))]
+
+
+def test_a_bulk_run_is_submitted_and_followed_to_its_end(head: Head, work: Path) -> None:
+    command = ["score", "manifest", "--model", "model", "--out", "run"]
+    options = ["--address", head.address, "--id", "first", "--wait"]
+    done = cropscore(head, "submit", *options, "--", *command, folder=work)
+    assert done.returncode == 0, done.stderr
+    assert "run: 8 images (8 ok)" in done.stdout
+    assert storage.read_json(str(work / "run" / "run.json"))["complete"]
+    again = cropscore(head, "submit", *options, "--", *command, folder=work)
+    assert again.returncode == 0
+    assert "submitted before: first" in again.stderr
+
+
+def test_jobs_are_listed_told_of_and_their_logs_printed(head: Head, work: Path) -> None:
+    cropscore(head, "cluster", "use", "here", "--address", head.address)
+    listed = json.loads(cropscore(head, "jobs", "list", "--json").stdout)
+    assert [(job["id"], job["status"], job["exit_status"]) for job in listed] == [
+        ("first", "SUCCEEDED", 0)
+    ]
+    told = json.loads(cropscore(head, "jobs", "status", "first", "--json").stdout)
+    assert told == listed[0]
+    assert "8 images (8 ok)" in cropscore(head, "jobs", "logs", "first").stdout
+    assert "8 images (8 ok)" in cropscore(head, "jobs", "logs", "-f", "first").stdout
+    assert "first had ended" in cropscore(head, "jobs", "stop", "first").stdout
+    missing = cropscore(head, "jobs", "status", "second")
+    assert missing.returncode == 1
+    assert errors(missing)[0] == f"error: {head.address} has no job second"
+
+
+def test_a_jobs_exit_status_is_that_of_its_command(head: Head, work: Path) -> None:
+    command = ["score", "nowhere", "--model", "model", "--out", "never"]
+    done = cropscore(
+        head, "submit", "--address", head.address, "--wait", "--", *command, folder=work
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    wrong = cropscore(head, "submit", "--address", head.address, "--wait", "--", "score", "--x")
+    assert wrong.returncode == 2
+
+
+def test_a_job_is_stopped(head: Head, work: Path) -> None:
+    (work / "pipe").touch()
+    os.remove(work / "pipe")
+    os.mkfifo(work / "pipe")  # nobody writes: the job reads for ever
+    command = ["index", "csv:pipe", "--out", "never"]
+    options = ["--address", head.address, "--id", "endless"]
+    assert cropscore(head, "submit", *options, "--", *command, folder=work).returncode == 0
+    assert "is being stopped" in cropscore(head, "jobs", "stop", "endless").stdout
+    followed = cropscore(head, "jobs", "logs", "-f", "endless")
+    assert followed.returncode == 1
+    told = json.loads(cropscore(head, "jobs", "status", "endless", "--json").stdout)
+    assert told["status"] == "STOPPED"
+
+
+def test_no_secret_is_in_what_a_cluster_shows(head: Head) -> None:
+    request = Request(
+        f"{head.address}/api/jobs/", headers={"Authorization": f"Bearer {head.token}"}
+    )
+    shown = urlopen(request, timeout=30).read().decode()
+    assert "first" in shown
+    assert "AWS_ENDPOINT_URL" in shown
+    assert SECRET not in shown
+    logs = [path.read_text(errors="replace") for path in Path(head.folder).rglob("*.log")]
+    assert not any(SECRET in text for text in logs)
+    command = ["score", "s3://key:password@bucket/x", "--model", "m", "--out", "o"]
+    done = cropscore(head, "submit", "--address", head.address, "--", *command)
+    assert done.returncode == 2
+    assert "password" in errors(done)[0]
+
+
+@pytest.mark.parametrize("token", ["wrong-token"])
+def test_another_token_is_one_clear_line(head: Head, token: str) -> None:
+    with pytest.raises(HTTPError, match="403"):
+        urlopen(Request(f"{head.address}/api/jobs/", headers={"Authorization": f"Bearer {token}"}))
+    done = cropscore(head, "jobs", "list", "--address", head.address, token=token)
+    assert done.returncode == 1
+    assert "does not accept this machine's token" in errors(done)[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_cluster_that_goes_away_is_one_clear_line(head: Head, work: Path) -> None:
+    """The last one: it takes the cluster away."""
+    command = [sys.executable, "-m", "cropscore_ray.cli", "submit", "--address", head.address]
+    command += ["--wait", "--", "index", "csv:pipe", "--out", "never"]
+    process = subprocess.Popen(
+        command, env=head.environment(), cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline_s = time.monotonic() + 60
+    while "RUNNING" not in cropscore(head, "jobs", "list", "--address", head.address).stdout:
+        assert time.monotonic() < deadline_s
+    head.stop()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    lines = [line for line in said.decode().splitlines() if line.startswith("error:")]
+    assert lines == [f"error: no Ray cluster answers at {head.address}"]
+    assert "Traceback" not in said.decode()
