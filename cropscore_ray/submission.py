@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import distribution
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -168,17 +169,26 @@ class Cluster:
         Raises:
             ClusterError: the cluster went away.
         """
-        self.get(job_id)
-        with _explained(self.address):
-            asyncio.run(_write_all(self._client.tail_job_logs(job_id), write))
-        while not (job := self.get(job_id)).status.is_terminal():
-            time.sleep(0.2)
-        return exit_status(job)
+        num_shown = 0
 
+        async def show_the_rest() -> None:
+            nonlocal num_shown
+            place = 0
+            async for text in self._client.tail_job_logs(job_id):
+                write(text[max(0, num_shown - place) :])
+                place += len(text)
+                num_shown = max(num_shown, place)
 
-async def _write_all(lines: AsyncIterator[str], write: Callable[[str], object]) -> None:
-    async for some in lines:
-        write(some)
+        while True:
+            self.get(job_id)
+            try:
+                asyncio.run(show_the_rest())
+            except (RuntimeError, OSError, aiohttp.ClientError):
+                time.sleep(1)  # a connection broke: the cluster is asked whether it is there
+                continue
+            while not (job := self.get(job_id)).status.is_terminal():
+                time.sleep(0.2)
+            return exit_status(job)
 
 
 def exit_status(job: JobDetails) -> int:
