@@ -344,20 +344,3 @@ class LocalizeConfig:
         _require(1 <= self.top_k <= 1000, "top_k", self.top_k, "from 1 to 1000")
         _require(self.part_images >= 1, "part_images", self.part_images, "1 or more")
         _require(self.max_megapixels > 0, "max_megapixels", self.max_megapixels, "above 0")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerConfig:
-    """The processes that hold a model in a bulk run; they may change when it goes on."""
-
-    num_workers: int | None = None
-    """So many from the start, waited for if there is no room yet; None: as many as have room."""
-    gpus_per_worker: float | None = None
-    """1, a fraction, or 0 for CPUs; None: 1 where the cluster has GPUs or can get them."""
-
-    def __post_init__(self) -> None:
-        if self.num_workers is not None:
-            _require(self.num_workers >= 1, "num_workers", self.num_workers, "1 or more")
-        if self.gpus_per_worker is not None:
-            share = self.gpus_per_worker
-            _require(0 <= share <= 1, "gpus_per_worker", share, "from 0 to 1")

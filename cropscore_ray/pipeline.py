@@ -21,11 +21,10 @@ from ray.exceptions import RayError
 
 from cropscore_ray import runtime, storage
 from cropscore_ray.attempts import Attempts
-from cropscore_ray.config import WorkerConfig
 from cropscore_ray.errors import CropscoreError, StorageError
 from cropscore_ray.packing import pack_part
 from cropscore_ray.parts import BulkRun, fetch_part, images_by_status, plan_parts
-from cropscore_ray.pool import Pool, pool
+from cropscore_ray.pool import Pool, WorkerConfig, pool
 from cropscore_ray.progress import Snapshot
 from cropscore_ray.runtime import Handle
 from cropscore_ray.stage_actor import CALLS_AT_ONCE, Scoring, StageActor
@@ -167,10 +166,10 @@ def _fetched_parts(todo: Todo) -> ray.data.Dataset:
 def scored(scoring: Scoring, fetched: ray.data.Dataset, todo: Todo) -> ray.data.Dataset:
     """Add what actors with the model do with the images."""
     attempts = ray.remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-    most = todo.pool.most
+    most, told = todo.pool.most, (todo.queue, attempts.remote())
     return fetched.map_batches(
         StageActor,
-        fn_constructor_args=(scoring, todo.run.folder, todo.queue, attempts.remote()),
+        fn_constructor_args=(scoring, todo.run.folder, todo.pool.num_threads, *told),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(

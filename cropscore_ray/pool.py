@@ -4,13 +4,30 @@ import math
 from dataclasses import dataclass
 
 from cropscore_ray import runtime
-from cropscore_ray.config import WorkerConfig
 from cropscore_ray.errors import ConfigError
 
 _SHARE = 0.75
 """Of the CPUs of a node without GPUs, taken by its worker: more than half, so that there is one
 a node, and less than all, so that something is left to fetch with."""
 _FETCHES = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerConfig:
+    """What is asked for; no part of a run's identity, it may change when the run goes on."""
+
+    num_workers: int | None = None
+    """So many from the start, waited for if there is no room yet; None: as many as have room."""
+    gpus_per_worker: float | None = None
+    """1, a fraction, or 0 for CPUs; None: 1 where the cluster has GPUs or can get them."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ConfigError(f"num_workers is {self.num_workers}, but it must be 1 or more")
+        if self.gpus_per_worker is not None and not 0 <= self.gpus_per_worker <= 1:
+            raise ConfigError(
+                f"gpus_per_worker is {self.gpus_per_worker}, but it must be from 0 to 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +42,14 @@ class Pool:
     """Of each process."""
     num_cpus: float
     """Of each process; a process on a GPU leaves them to those that fetch."""
+
+    @property
+    def num_threads(self) -> int | None:
+        """What a process without a GPU computes with; None: all cores that it sees.
+
+        A container may see more cores than it has; Ray's number of CPUs is what it has.
+        """
+        return round(self.num_cpus / _SHARE) or None
 
     @property
     def num_fetches(self) -> int:

@@ -41,13 +41,20 @@ class StageActor:
     """One model on one GPU (or on one node's cores)."""
 
     def __init__(
-        self, scoring: Scoring, folder: RunFolder, queue: Handle, attempts: Handle
+        self,
+        scoring: Scoring,
+        folder: RunFolder,
+        num_threads: int | None,
+        queue: Handle,
+        attempts: Handle,
     ) -> None:
         self.folder = folder
         self.telemetry = WorkerTelemetry(queue, folder.uri)
         self.attempts = attempts
         if not torch.cuda.is_available():
-            torch.set_num_threads(os.cpu_count() or 1)  # Ray sets one thread a CPU asked for
+            # Ray sets one thread a CPU asked for.
+            cores = os.cpu_count() or 1
+            torch.set_num_threads(min(cores, num_threads or cores))
         bundle = storage.persistently(scoring.model_uri, lambda: load_bundle(scoring.model_uri))
         self.stage = scoring.stage(bundle, scoring.config)
         self.class_map = scoring.class_map

@@ -1,5 +1,6 @@
 """The job `bench`: ratios of speed, measured here."""
 
+import itertools
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -130,17 +131,23 @@ def pipeline(
     Args:
         model: a bundle with a scorer; None: torchvision's GoogLeNet with random weights.
         rounds: measurements of each thing.
-        progress: told of rounds done and rounds in all.
+        progress: told of runs done and runs in all.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = []
     with tempfile.TemporaryDirectory() as folder:
         bundle = load_bundle(model) if model else scorer_bench.random_bundle(f"{folder}/model")
         bundle.require(SCORER)
-        for number in range(rounds):
-            progress(number, rounds)
-            found.append(pipeline_bench.run_round(Path(folder), bundle.uri, pipeline_bench.SIZE))
-        progress(rounds, rounds)
+        steps = itertools.count(1)
+        for _ in range(rounds):
+            found.append(
+                pipeline_bench.run_round(
+                    Path(folder),
+                    bundle.uri,
+                    pipeline_bench.SIZE,
+                    lambda: progress(next(steps), rounds * pipeline_bench.SIZE.num_steps),
+                )
+            )
     rows = pipeline_bench.measured(found)
     _, fewer, most = pipeline_bench.SIZE.shards
     ratios = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from cropscore_ray import lock, pipeline, run_folder, schema, storage
 from cropscore_ray.bundle import Bundle, load_bundle
-from cropscore_ray.config import SCORE_MODES, LocalizeConfig, WorkerConfig
+from cropscore_ray.config import SCORE_MODES, LocalizeConfig
 from cropscore_ray.datasets import absolute_source
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import index
@@ -19,6 +19,7 @@ from cropscore_ray.manifest import (
     open_manifest,
 )
 from cropscore_ray.parts import BulkRun
+from cropscore_ray.pool import WorkerConfig
 from cropscore_ray.predict import STAGES
 from cropscore_ray.progress import Progress
 from cropscore_ray.settings import to_dict

@@ -6,7 +6,7 @@ import shutil
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -222,12 +222,19 @@ class Size:
     shards: tuple[int, ...] = (1_000, 10_000, 100_000)
     """Images of the runs without networks; the largest one is also gone on with."""
 
+    @property
+    def num_steps(self) -> int:
+        """Runs a round."""
+        return 2 * len(self.photos) + len(self.shards) + 1
+
 
 SIZE = Size()
 
 
-def run_round(folder: Path, model_uri: str, size: Size) -> dict[str, float]:
-    """Measure everything once; return values by the names of `UNITS`' rows."""
+def run_round(
+    folder: Path, model_uri: str, size: Size, step: Callable[[], None]
+) -> dict[str, float]:
+    """Measure everything once; return values by name. `step` is called `size.num_steps` times."""
     found: dict[str, float] = {}
     for mode, (number, part_images) in size.photos.items():
         config = LocalizeConfig(mode=mode, classes="label", part_images=part_images)
@@ -235,7 +242,9 @@ def run_round(folder: Path, model_uri: str, size: Size) -> dict[str, float]:
         on_ray, bare = str(folder / "on-ray"), str(folder / "bare")
         seconds = way.on_ray(on_ray)
         with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+            step()
             alone.submit(way.bare, bare).result()
+            step()
         found[f"pipeline, {mode}"] = rate(on_ray, part_images)
         found[f"bare, {mode}"] = rate(bare, part_images)
         found[f"start, {mode}"] = seconds - number / found[f"pipeline, {mode}"]
@@ -246,12 +255,14 @@ def run_round(folder: Path, model_uri: str, size: Size) -> dict[str, float]:
         way = Way(manifest_uri=manifest_uri, model_uri=model_uri, config=config, stage=Returns)
         with watched() as memory:
             seconds = way.on_ray(out)
+        step()
         found[f"whole run, {number:,} images"] = seconds
         found[f"memory of the driver, {number:,} images"] = memory.driver / 2**20
         found[f"memory of an actor, {number:,} images"] = memory.actor / 2**20
         if number == size.shards[-1]:
             take_parts_away(out, 0.01)
             found["resume, 99 % done"] = way.on_ray(out)
+            step()
         _forget(out)
     for fewer, more in pairwise(size.shards):
         # What more images cost: the start is in both runs, and drops out.

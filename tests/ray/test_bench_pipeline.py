@@ -29,7 +29,9 @@ def test_all_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         kept["lost"] = before - set(Path(out, "scores").iterdir())
 
     monkeypatch.setattr(pipeline_bench, "take_parts_away", look)
-    found = bench.pipeline(rounds=1, progress=lambda *_: None)
+    steps: list[tuple[int, int]] = []
+    found = bench.pipeline(rounds=1, progress=lambda *step: steps.append(step))
+    assert steps == [(number, 8) for number in range(1, 9)]
     values = {row["name"]: row["median"] for row in found["rows"]}
     assert all(value > 0 for name, value in values.items() if "overhead" not in name), values
     seconds = values["whole run, 1,280 images"] - values["whole run, 640 images"]

@@ -3,9 +3,8 @@
 import pytest
 
 from cropscore_ray import runtime
-from cropscore_ray.config import WorkerConfig
 from cropscore_ray.errors import ConfigError
-from cropscore_ray.pool import Pool, pool
+from cropscore_ray.pool import Pool, WorkerConfig, pool
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def test_a_worker_a_gpu_and_more_as_they_come(cluster):
 def test_two_workers_share_a_gpu(cluster):
     cluster(gpus=[1, 2])
     found = pool(WorkerConfig(gpus_per_worker=0.5))
-    assert (found.num_now, found.num_gpus) == (6, 0.5)
+    assert (found.num_now, found.num_gpus, found.num_threads) == (6, 0.5, None)
 
 
 def test_a_worker_that_needs_more_than_half_a_gpu_has_it_alone(cluster):
@@ -47,6 +46,7 @@ def test_without_gpus_a_node_has_room_for_one_worker_and_for_fetching(cluster, c
     found = pool(WorkerConfig())
     assert found.num_now == 2
     assert cpus / 2 < found.num_cpus < cpus
+    assert found.num_threads == cpus
 
 
 def test_a_large_node_has_several_workers_of_a_small_ones_size(cluster):
@@ -77,3 +77,9 @@ def test_this_machine_alone_is_not_asked_for_more_than_it_has(cluster, asked, me
     cluster(joined=False)
     with pytest.raises(ConfigError, match=message):
         pool(asked)
+
+
+@pytest.mark.parametrize("wrong", [{"num_workers": 0}, {"gpus_per_worker": 1.5}])
+def test_what_no_cluster_can_do_is_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        WorkerConfig(**wrong)
