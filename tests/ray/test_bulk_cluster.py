@@ -89,7 +89,7 @@ def test_a_pool_grows_with_its_cluster_and_tells_prometheus(bulk: Bulk) -> None:
 
 
 def test_a_run_waits_for_gpus_and_shares_them(bulk: Bulk) -> None:
-    command = bulk.start("shared", 40, "--gpus-per-worker", "0.5", "--workers", "2")
+    command = bulk.start("shared", 400, "--gpus-per-worker", "0.5", "--workers", "2")
     bulk.wait_for(lambda: "waiting for a worker" in bulk.log("shared").read_text(), command)
     assert bulk.workers() == 0
     bulk.machines.add_node(num_gpus=1)
