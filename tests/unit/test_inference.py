@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hardware import needs_bf16
 from torch import Tensor, nn
 
 from cropscore_ray.config import NetworkConfig, PreprocessConfig
@@ -71,6 +72,7 @@ def test_folding_changes_nothing_and_leaves_the_network_alone(
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
+@needs_bf16
 def test_the_classifier_stays_in_float32_to_the_bit() -> None:
     network = make_network(SMALL, 5)
     folded = for_inference(network, CPU, torch.bfloat16)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hardware import needs_bf16
 from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -166,7 +167,7 @@ def test_a_look_is_each_images_own(bundle: Bundle, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["exact", "pyramid"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
 def test_an_images_numbers_are_the_same_bits_whatever_its_group(
     bundle: Bundle, mode: str, dtype: torch.dtype
 ) -> None:
@@ -224,6 +225,7 @@ def test_exact_scores_of_real_images_are_the_naive_ones(
         assert relative(scorer.score_image(pixels, best), expected[:, best].numpy()) < 1e-3
 
 
+@needs_bf16
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["exact", "pyramid"])
 def test_bfloat16_ranks_real_crops_as_float32_does(
