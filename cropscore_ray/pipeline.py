@@ -170,7 +170,7 @@ def scored(scoring: Scoring, fetched: ray.data.Dataset, todo: Todo) -> ray.data.
     return fetched.map_batches(
         StageActor,
         fn_constructor_args=(scoring, todo.run.folder, todo.pool.num_threads, *told),
-        batch_size=None,
+        batch_size=1,  # a part; Ray wants it said for GPUs
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
             min_size=todo.at_most(todo.pool.num_now),
