@@ -52,7 +52,7 @@ def scorer(
         rounds: measurements of each contestant.
         progress: told of runs done and runs in all.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     dtype = best_dtype(device)
     with tempfile.TemporaryDirectory() as folder:
         bundle = load_bundle(model) if model else scorer_bench.random_bundle(folder)
@@ -83,7 +83,7 @@ def localizer(
     Raises:
         CropscoreError: the two ways' weights differ by more than 1e-4.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     contestants, difference = localizer_bench.contestants(images, LocalizerConfig(), device)
     if difference > _SAME:
         raise CropscoreError(f"the two ways' weights differ by {difference:.2g}")
@@ -102,7 +102,7 @@ def training(
         rounds: measurements of each way.
         progress: told of rounds done and rounds in all.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     found = []
     with tempfile.TemporaryDirectory() as folder:
         images = training_bench.draw_images(Path(folder), training_bench.SIZE.num_images)
@@ -133,7 +133,7 @@ def pipeline(
         rounds: measurements of each thing.
         progress: told of runs done and runs in all.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     found = []
     with tempfile.TemporaryDirectory() as folder:
         bundle = load_bundle(model) if model else scorer_bench.random_bundle(f"{folder}/model")
@@ -167,6 +167,10 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "training": training,
     "pipeline": pipeline,
 }
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _found(device: torch.device, rows: list[Measured], ratios: dict[str, float]) -> dict[str, Any]:
