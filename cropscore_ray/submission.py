@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -25,6 +25,8 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from cropscore_ray.errors import ClusterError, ConfigError
+
+Answer = TypeVar("Answer")
 
 PACKAGE = "cropscore_ray"
 PASSED_ON = (
@@ -38,6 +40,8 @@ PASSED_ON = (
 """Environment variables that the job gets from here."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _COMES_UP_S = 60.0
+_NO_AGENT = "No available agent"
+"""What a dashboard says before the node's agent, which takes the jobs, is there."""
 _TIMEOUT_S = 30.0
 
 
@@ -87,14 +91,18 @@ class Cluster:
             self._require_token()
 
     def _connected(self) -> JobSubmissionClient:
+        return self._once_it_is_up(lambda: JobSubmissionClient(self.address))
+
+    def _once_it_is_up(self, ask: Callable[[], Answer]) -> Answer:
+        """Return what the cluster answers; ask again while it is coming up."""
         deadline_s = time.monotonic() + _COMES_UP_S
         while True:
             try:
                 with _explained(self.address):
-                    return JobSubmissionClient(self.address)
+                    return ask()
             except ClusterError as error:
-                is_up = isinstance(error.__cause__, AuthenticationError)
-                if is_up or time.monotonic() > deadline_s:
+                comes_up = isinstance(error.__cause__, OSError) or _NO_AGENT in str(error)
+                if not comes_up or time.monotonic() > deadline_s:
                     raise
             time.sleep(1)
 
@@ -122,13 +130,16 @@ class Cluster:
                 )
         if self.find(job_id) is not None:
             return False
-        with tempfile.TemporaryDirectory() as folder, _explained(self.address):
+        with tempfile.TemporaryDirectory() as folder:
             _copy_package(Path(folder))
-            self._client.submit_job(
-                entrypoint=entrypoint(arguments),
-                submission_id=job_id,
-                runtime_env={"working_dir": folder, "env_vars": environment()},
-                metadata={"cropscore": arguments[0]},
+            runtime_env = {"working_dir": folder, "env_vars": environment()}
+            self._once_it_is_up(
+                lambda: self._client.submit_job(
+                    entrypoint=entrypoint(arguments),
+                    submission_id=job_id,
+                    runtime_env=runtime_env,
+                    metadata={"cropscore": arguments[0]},
+                )
             )
         return True
 

@@ -43,6 +43,8 @@ class Head:
         ray = str(Path(sys.executable).with_name("ray"))
         command = [ray, "start", "--head", "--block", "--num-cpus=4", f"--port={free_port()}"]
         command += [f"--dashboard-port={self.port}", f"--temp-dir={self.folder}"]
+        # Jobs are taken by the agent, whose usual port another Ray on this machine may have.
+        command += [f"--dashboard-agent-listen-port={free_port()}"]
         command += ["--object-store-memory=200000000", "--disable-usage-stats"]
         with (Path(self.folder) / "log").open("wb") as log:
             self.process = subprocess.Popen(

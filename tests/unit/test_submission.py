@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from cropscore_ray import submission
-from cropscore_ray.errors import ConfigError
+from cropscore_ray.errors import ClusterError, ConfigError
 
 
 def test_the_environment_tells_where_the_store_is_and_no_key(monkeypatch):
@@ -91,3 +92,42 @@ def test_the_entrypoint_runs_here_with_the_package_that_was_sent(
 )
 def test_which_addresses_are_of_this_machine(address, is_here):
     assert submission.is_loopback(address) is is_here
+
+
+@dataclass
+class ComingUp:
+    """A Jobs API whose answers are given: an error is raised, all else returned."""
+
+    answers: list[object]
+
+    def list_jobs(self) -> list[object]:
+        return []
+
+    def submit_job(self, **job: object) -> object:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> submission.Cluster:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    monkeypatch.setattr(submission.time, "sleep", lambda seconds: None)
+    client = ComingUp([])
+    monkeypatch.setattr(submission, "JobSubmissionClient", lambda address: client)
+    return submission.Cluster("http://127.0.0.1:1")
+
+
+def test_a_job_is_sent_again_until_the_cluster_has_come_up(cluster: submission.Cluster):
+    no_agent = RuntimeError("status code 500: No available agent to submit job, please try again")
+    cluster._client.answers = [no_agent, ConnectionError("refused"), "job"]
+    assert cluster.submit(["index"], "job")
+    assert cluster._client.answers == []
+
+
+def test_what_a_cluster_refuses_is_not_sent_again(cluster: submission.Cluster):
+    cluster._client.answers = [RuntimeError("status code 500: no space left"), "job"]
+    with pytest.raises(ClusterError, match="no space left"):
+        cluster.submit(["index"], "job")
+    assert cluster._client.answers == ["job"]
