@@ -15,7 +15,8 @@ import click
 from cropscore_ray import __version__
 from cropscore_ray.commands.bench import bench
 from cropscore_ray.commands.bulk import localize, pack, score
-from cropscore_ray.commands.jobs import cluster, jobs, submit
+from cropscore_ray.commands.cluster import cluster
+from cropscore_ray.commands.jobs import jobs, submit
 from cropscore_ray.commands.options import model_option, overwrite_option, split_option
 from cropscore_ray.commands.plan import plan
 from cropscore_ray.errors import CropscoreError

@@ -165,28 +165,3 @@ def stop(address: str | None, insecure: bool, as_json: bool, job_id: str) -> Non
     found = {"id": job_id, "was_running": was_running}
     said = f"{job_id} {'is being stopped' if was_running else 'had ended'}"
     click.echo(json.dumps(found) if as_json else said)
-
-
-@click.group()
-def cluster() -> None:
-    """Choose the cluster that commands are submitted to.
-
-    \b
-    Example:
-        cropscore cluster use lab --address http://127.0.0.1:8265
-    """
-
-
-@cluster.command()
-@click.argument("name")
-@click.option("--address", metavar="URL", help="Of its dashboard; needed the first time.")
-def use(name: str, address: str | None) -> None:
-    """Let `submit` and `jobs` go to a cluster from now on.
-
-    \b
-    Example:
-        cropscore cluster use lab --address http://127.0.0.1:8265
-    """
-    from cropscore_ray import contexts
-
-    click.echo(f"{name}: {contexts.use(name, address)}")

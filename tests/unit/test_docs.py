@@ -70,7 +70,7 @@ def parse(line: str) -> None:
     if name not in main.commands:
         raise click.UsageError(f"no such command {name!r}")
     command: click.Command = main.commands[name]
-    if isinstance(command, click.Group) and rest and rest[0] in command.commands:
+    while isinstance(command, click.Group) and rest and rest[0] in command.commands:
         command, name, rest = command.commands[rest[0]], rest[0], rest[1:]
     command.make_context(name, rest).close()
 
