@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from cropscore_ray.errors import ConfigError
+
 FOLDER = Path(__file__).parent / "cluster"
 
 
@@ -26,3 +28,21 @@ def to_yaml(documents: list[Any], comment: str) -> str:
     """Return documents as YAML text, in their own order, below a comment."""
     above = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
     return above + yaml.safe_dump_all(map(unshared, documents), sort_keys=False, width=100)
+
+
+def write(folder: str, files: dict[str, str]) -> list[str]:
+    """Write texts by name into a folder, which is made; return their paths.
+
+    Raises:
+        ConfigError: a file cannot be written there.
+    """
+    paths = [Path(folder) / name for name in files]
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for path, text in zip(paths, files.values(), strict=True):
+            path.write_text(text)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: {error.strerror}", hint="give --out another folder"
+        ) from error
+    return [str(path) for path in paths]

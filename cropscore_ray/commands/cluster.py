@@ -3,6 +3,8 @@
 
 import click
 
+from cropscore_ray.commands.render import render
+
 
 @click.group()
 def cluster() -> None:
@@ -27,3 +29,6 @@ def use(name: str, address: str | None) -> None:
     from cropscore_ray import contexts
 
     click.echo(f"{name}: {contexts.use(name, address)}")
+
+
+cluster.add_command(render)

@@ -72,6 +72,8 @@ def parse(line: str) -> None:
     command: click.Command = main.commands[name]
     while isinstance(command, click.Group) and rest and rest[0] in command.commands:
         command, name, rest = command.commands[rest[0]], rest[0], rest[1:]
+    if isinstance(command, click.Group) and not rest:
+        return  # a page may name a group of commands
     command.make_context(name, rest).close()
 
 

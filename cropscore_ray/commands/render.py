@@ -1,0 +1,101 @@
+"""`cropscore cluster render`: the files of clusters, filled in."""
+# ruff: noqa: D301 (\b is the backspace with which click keeps an example's lines apart)
+
+import shlex
+import sys
+from collections.abc import Callable
+
+import click
+
+from cropscore_ray import declarations, kuberay
+from cropscore_ray.errors import ConfigError
+
+
+@click.group()
+def render() -> None:
+    """Write the files that declare a cluster.
+
+    \b
+    Example:
+        cropscore cluster render kuberay --gpu h200 --max-gpus 64 --spot --out kuberay
+    """
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that all kinds of clusters have."""
+    for option in (
+        click.option("--name", default="cropscore", show_default=True, help="Of the cluster."),
+        click.option("--gpu", metavar="KIND", help="For example l4, a100, h200; else any."),
+        click.option("--max-gpus", type=int, default=4, show_default=True, help="Of each market."),
+        click.option("--spot", is_flag=True, help="GPU nodes that the cloud may take away."),
+        click.option("--on-demand", is_flag=True, help="GPU nodes that stay; default: both."),
+        click.option("--out", metavar="DIR", help="Where the files go; else to stdout."),
+    ):
+        command = option(command)
+    return command
+
+
+def _markets(spot: bool, on_demand: bool) -> tuple[str, ...]:
+    chosen = {kuberay.SPOT: spot, kuberay.ON_DEMAND: on_demand}
+    return tuple(market for market in chosen if chosen[market]) or tuple(chosen)
+
+
+def _said() -> str:
+    return "Made by: " + shlex.join(["cropscore", *sys.argv[1:]])
+
+
+def _settings(given: tuple[str, ...]) -> dict[str, str]:
+    for one in given:
+        if "=" not in one:
+            raise ConfigError(f"--env {one} has no =", hint="give NAME=VALUE")
+    return dict(one.split("=", 1) for one in given)
+
+
+@render.command("kuberay")
+@_options
+@click.option("--image", metavar="NAME", help="Of the containers; with -cuda after it on GPUs.")
+@click.option("--cloud", type=click.Choice(kuberay.CLOUDS), default="eks", show_default=True)
+@click.option("--gpus-per-node", type=int, default=1, show_default=True, help="Of each worker pod.")
+@click.option("--max-cpu-nodes", type=int, default=4, show_default=True)
+@click.option("--idle-s", type=int, default=60, show_default=True, help="Before a worker goes.")
+@click.option("--role", help="What pods are in the cloud: an IAM role, a Google service account.")
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Where the store is; no secrets.")
+@click.option("--nightly", metavar="CRON", help='When COMMAND is submitted, as "0 2 * * *".')
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def render_kuberay(
+    spot: bool,
+    on_demand: bool,
+    out: str | None,
+    nightly: str | None,
+    env: tuple[str, ...],
+    image: str | None,
+    command: tuple[str, ...],
+    **options: object,
+) -> None:
+    """Write a cluster for the KubeRay operator.
+
+    With a COMMAND: a RayJob, which makes a cluster, runs the command and takes the cluster down.
+    With a COMMAND and --nightly: a cluster that stays, and a CronJob that submits the command to
+    it; {date} in it becomes the day.
+
+    \b
+    Example:
+        cropscore cluster render kuberay --gpu h200 --max-gpus 64 --spot --out kuberay
+        cropscore cluster render kuberay --out job -- localize s3://b/photos \
+            --model s3://b/model --out s3://b/run
+    """
+    given = {**options, **({"image": image} if image else {}), "settings": _settings(env)}
+    config = kuberay.KubeRayConfig(markets=_markets(spot, on_demand), **given)  # type: ignore[arg-type]
+    if nightly and not command:
+        raise ConfigError("--nightly needs a command", hint="-- localize s3://bucket/{date} ...")
+    if nightly:
+        manifests = kuberay.nightly(config, list(command), nightly)
+    else:
+        manifests = kuberay.job(config, list(command)) if command else kuberay.cluster(config)
+    if out is None:
+        click.echo(declarations.to_yaml(manifests, _said()), nl=False)
+        return
+    files = kuberay.files(manifests)
+    texts = {name: declarations.to_yaml([found], _said()) for name, found in files.items()}
+    for path in declarations.write(out, texts):
+        click.echo(path)
