@@ -39,12 +39,12 @@ class Head:
     folder: str
 
     def __post_init__(self) -> None:
-        self.port = free_port()
+        self.port, self.agent_port = free_port(), free_port()
         ray = str(Path(sys.executable).with_name("ray"))
         command = [ray, "start", "--head", "--block", "--num-cpus=4", f"--port={free_port()}"]
         command += [f"--dashboard-port={self.port}", f"--temp-dir={self.folder}"]
         # Jobs are taken by the agent, whose usual port another Ray on this machine may have.
-        command += [f"--dashboard-agent-listen-port={free_port()}"]
+        command += [f"--dashboard-agent-listen-port={self.agent_port}"]
         command += ["--object-store-memory=200000000", "--disable-usage-stats"]
         with (Path(self.folder) / "log").open("wb") as log:
             self.process = subprocess.Popen(
@@ -172,6 +172,13 @@ def test_no_secret_is_in_what_a_cluster_shows(head: Head) -> None:
     done = cropscore(head, "submit", "--address", head.address, "--", *command)
     assert done.returncode == 2
     assert "password" in errors(done)[0]
+
+
+def test_probes_of_a_nodes_health_need_no_token(head: Head) -> None:
+    """What cluster/kuberay/raycluster.yaml lets Kubernetes ask."""
+    with urlopen(f"http://127.0.0.1:{head.agent_port}/api/healthz", timeout=30) as answer:
+        assert answer.status == 200
+        assert "raylet: success" in answer.read().decode()
 
 
 @pytest.mark.parametrize("token", ["wrong-token"])
