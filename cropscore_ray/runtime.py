@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,6 +13,7 @@ from ray._private.state import state as ray_state
 from ray.exceptions import RayError
 from ray.util.queue import Empty, Queue
 
+from cropscore_ray import tokens
 from cropscore_ray.errors import ConfigError
 
 Handle = Any
@@ -25,7 +27,8 @@ def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray on this machine; once a process.
 
     A local Ray gets at least four logical CPUs: on a machine with two, the reading,
-    scoring and writing of a pipeline would wait for one another for ever.
+    scoring and writing of a pipeline would wait for one another for ever. It asks for a token,
+    unless RAY_AUTH_MODE says otherwise.
     """
     if ray.is_initialized():
         return
@@ -34,6 +37,7 @@ def connect() -> None:
         ray.init(**quiet)
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    _provide_token()
     ray.init(
         num_cpus=max(4, os.cpu_count() or 1),
         include_dashboard=False,
@@ -41,6 +45,17 @@ def connect() -> None:
         object_store_memory=_OBJECT_STORE_BYTES,
         **quiet,
     )
+
+
+def _provide_token() -> None:
+    """Make the token of a local Ray, which Ray itself would write for all to read."""
+    is_off = os.environ.get("RAY_AUTH_MODE", "token").lower() != "token"
+    if is_off or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
+    try:
+        tokens.make(Path.home() / ".ray" / "auth_token")
+    except OSError:  # no home, or a read-only one: the token is this process's alone
+        os.environ["RAY_AUTH_TOKEN"] = tokens.new()
 
 
 @contextmanager

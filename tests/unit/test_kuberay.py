@@ -148,6 +148,13 @@ def test_no_pod_may_do_more_than_it_needs(form: str) -> None:
             assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
 
 
+def test_the_head_alone_may_talk_to_kubernetes() -> None:
+    spec = by_kind(kuberay.cluster(KubeRayConfig()))["RayCluster"]["spec"]
+    assert "automountServiceAccountToken" not in spec["headGroupSpec"]["template"]["spec"]
+    for group in spec["workerGroupSpecs"]:
+        assert group["template"]["spec"]["automountServiceAccountToken"] is False
+
+
 @pytest.mark.parametrize("form", ["cluster", "job"])
 def test_a_cluster_asks_for_a_token_and_lets_nobody_in(form: str) -> None:
     made = by_kind(FORMS[form](KubeRayConfig()))

@@ -1,0 +1,34 @@
+"""A local Ray, started in a process of its own as commands start it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ASKED = """
+import os
+from cropscore_ray import runtime
+runtime.connect()
+print(os.environ["RAY_AUTH_MODE"])
+"""
+
+
+@pytest.mark.parametrize("home", ["writable", "missing"])
+def test_a_local_ray_asks_for_a_token_that_only_its_owner_can_read(
+    tmp_path: Path, home: str
+) -> None:
+    folder = tmp_path if home == "writable" else Path("/proc/nowhere")
+    environment = {name: os.environ[name] for name in os.environ if name != "RAY_AUTH_MODE"}
+    done = subprocess.run(
+        [sys.executable, "-c", ASKED],
+        env={**environment, "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "token\n"
+    if home == "writable":
+        assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
