@@ -25,6 +25,7 @@ from cropscore_ray.predict import LocalizeStage
 from cropscore_ray.progress import Progress
 from cropscore_ray.settings import with_settings
 from cropscore_ray.training import cluster
+from cropscore_ray.training.sgd import Worker
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -59,6 +60,12 @@ def flow(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Flow:
     train.run("all", data=made.manifest, model=made.model, config=recipes.smoke())
     made.localize(made.run, split="val")
     return made
+
+
+@pytest.fixture
+def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings take their steps in this process; `flow` took them on Ray Train."""
+    monkeypatch.setattr(cluster, "fit", lambda training, **options: training(Worker()))
 
 
 def rows(run: str) -> list[dict]:
@@ -307,6 +314,7 @@ def test_a_killed_actor_loses_no_row_and_doubles_none(flow: Flow):
     assert rows(out) == rows(flow.run)
 
 
+@pytest.mark.usefixtures("train_here")
 def test_a_voters_model_localizes_and_still_scores(flow: Flow, tmp_path: Path) -> None:
     model, out = str(tmp_path / "model"), str(tmp_path / "run")
     settings = ["mode=votes", "scorer.epochs=0", "localizer_fraction=1", "voter.epochs=1"]
@@ -331,6 +339,7 @@ def test_a_voters_model_localizes_and_still_scores(flow: Flow, tmp_path: Path) -
     assert scores["config"]["mode"] == "pyramid"
 
 
+@pytest.mark.usefixtures("train_here")
 def test_a_pyramids_model_localizes_in_its_own_mode(flow: Flow, tmp_path: Path) -> None:
     model = str(tmp_path / "model")
     settings = ["mode=pyramid", "classifier.num_members=1", "max_localizer_images=16"]

@@ -8,6 +8,7 @@ from cropscore_ray import storage
 from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.jobs import index, localize, recipes, train
+from cropscore_ray.settings import with_settings
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -35,7 +36,7 @@ def test_images_model_and_run_on_s3_equal_those_on_disk(s3_uri: str, tmp_path: P
         "all",
         data=storage.join(there, "manifest"),
         model=storage.join(there, "model"),
-        config=recipes.smoke(),
+        config=with_settings(recipes.smoke(), ["classifier.num_members=1"]),
     )
     on_s3 = run(
         storage.join(there, "manifest"), storage.join(there, "model"), storage.join(there, "run")
