@@ -16,8 +16,13 @@ def file() -> Path:
     return Path(base) / "cropscore" / "clusters.json"
 
 
+def token_file(name: str) -> Path:
+    """Return where the token of a cluster lies that is started from here."""
+    return file().with_name("tokens") / name / "auth_token"
+
+
 def read() -> dict[str, Any]:
-    """Return the names' addresses, and which of them is in use."""
+    """Return the names' addresses, the tokens' files of some, and which name is in use."""
     if not file().exists():
         return {"current": None, "clusters": {}}
     try:
@@ -27,12 +32,13 @@ def read() -> dict[str, Any]:
     return found
 
 
-def use(name: str, address: str | None = None) -> str:
+def use(name: str, address: str | None = None, token: Path | None = None) -> str:
     """Let commands go to a cluster from now on; return its address.
 
     Args:
         name: of the cluster.
-        address: of its dashboard; needed the first time.
+        address: of its dashboard; needed the first time. With it a token is forgotten.
+        token: the file that holds the cluster's token; None: where Ray looks for one.
 
     Raises:
         ConfigError: nobody has said yet where it is.
@@ -40,6 +46,10 @@ def use(name: str, address: str | None = None) -> str:
     found = read()
     if address is not None:
         found["clusters"][name] = url(address)
+        tokens = found.setdefault("tokens", {})
+        tokens.pop(name, None)
+        if token is not None:
+            tokens[name] = str(token)
     if name not in found["clusters"]:
         raise ConfigError(
             f"there is no cluster {name!r}",
@@ -71,6 +81,31 @@ def address(given: str | None) -> str:
         hint="give --address http://HOST:8265, set RAY_API_SERVER_ADDRESS, or choose one with "
         "cropscore cluster use NAME --address URL",
     )
+
+
+def token(given: str | None) -> str | None:
+    """Return the token for where a command goes; None: Ray looks for one itself.
+
+    It is that of the cluster that is named, or in use, unless RAY_AUTH_TOKEN or
+    RAY_AUTH_TOKEN_PATH says one.
+
+    Raises:
+        ConfigError: the file that holds it cannot be read.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return None
+    known = read()
+    name = given or known["current"]
+    path = known.get("tokens", {}).get(name)
+    if path is None or address(given) != known["clusters"][name]:
+        return None
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise ConfigError(
+            f"the token of {name} cannot be read: {error}",
+            hint="start the cluster from here, or set RAY_AUTH_TOKEN_PATH",
+        ) from error
 
 
 def url(address: str) -> str:

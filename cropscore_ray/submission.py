@@ -72,11 +72,12 @@ def _explained(address: str) -> Iterator[None]:
 class Cluster:
     """The Jobs API of one cluster."""
 
-    def __init__(self, address: str, *, insecure: bool = False) -> None:
+    def __init__(self, address: str, *, token: str | None = None, insecure: bool = False) -> None:
         """Connect; wait for a cluster that is coming up.
 
         Args:
             address: of the dashboard, http://host:port.
+            token: that the cluster asks for; None: Ray looks for one itself.
             insecure: accept a cluster at another address than this machine's that asks for no
                 token: whoever reaches it can run anything there.
 
@@ -84,6 +85,7 @@ class Cluster:
             ClusterError: there is none, it asks for another token, or for none.
         """
         self.address = address.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else None
         # Ray's client prefers its environment variables to the address that it is given.
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
         self._client = self._connected()
@@ -91,7 +93,7 @@ class Cluster:
             self._require_token()
 
     def _connected(self) -> JobSubmissionClient:
-        return self._once_it_is_up(lambda: JobSubmissionClient(self.address))
+        return self._once_it_is_up(lambda: JobSubmissionClient(self.address, headers=self._headers))
 
     def _once_it_is_up(self, ask: Callable[[], Answer]) -> Answer:
         """Return what the cluster answers; ask again while it is coming up."""

@@ -32,7 +32,8 @@ def _connect(address: str | None, insecure: bool) -> Any:
     from cropscore_ray import contexts
     from cropscore_ray.submission import Cluster
 
-    return Cluster(contexts.address(address), insecure=insecure)
+    token = contexts.token(address)
+    return Cluster(contexts.address(address), token=token, insecure=insecure)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

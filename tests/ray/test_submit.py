@@ -181,6 +181,28 @@ def test_probes_of_a_nodes_health_need_no_token(head: Head) -> None:
         assert "raylet: success" in answer.read().decode()
 
 
+def test_a_token_that_is_remembered_with_a_name_is_enough(head: Head, tmp_path: Path) -> None:
+    names = {"XDG_CONFIG_HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
+    environment = head.environment() | names
+    del environment["RAY_AUTH_TOKEN"]
+    token_file = tmp_path / "token"
+    token_file.write_text(head.token)
+    remembered = (
+        "import sys, pathlib; from cropscore_ray import contexts; "
+        "contexts.use('cloud', sys.argv[1], pathlib.Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", remembered, head.address, str(token_file)]
+    subprocess.run(command, env=environment, check=True, timeout=60)
+
+    for arguments in (["jobs", "list"], ["jobs", "logs", "-f", "first"]):
+        command = [sys.executable, "-m", "cropscore_ray.cli", *arguments]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert head.token not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("token", ["wrong-token"])
 def test_another_token_is_one_clear_line(head: Head, token: str) -> None:
     with pytest.raises(HTTPError, match="403"):

@@ -115,7 +115,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> submission.Cluster:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
     monkeypatch.setattr(submission.time, "sleep", lambda seconds: None)
     client = ComingUp([])
-    monkeypatch.setattr(submission, "JobSubmissionClient", lambda address: client)
+    monkeypatch.setattr(submission, "JobSubmissionClient", lambda address, headers: client)
     return submission.Cluster("http://127.0.0.1:1")
 
 
