@@ -1,6 +1,8 @@
 """The commands about clusters themselves: their files, their life, their names."""
 # ruff: noqa: D301 (\b is the backspace with which click keeps an example's lines apart)
 
+import json
+
 import click
 
 from cropscore_ray.commands.render import render
@@ -32,3 +34,76 @@ def use(name: str, address: str | None) -> None:
 
 
 cluster.add_command(render)
+
+_where = click.argument("where", type=click.Choice(["aws"]))
+_file = click.argument("file", default="aws.yaml")
+
+
+@cluster.command()
+@_where
+@_file
+def up(where: str, file: str) -> None:
+    """Start a cluster from its file, and let commands go to it from now on.
+
+    Once more, it brings the cluster up to the file. The head costs until `down`.
+
+    \b
+    Example:
+        cropscore cluster up aws aws.yaml
+    """
+    from cropscore_ray import contexts, ray_up
+
+    found = ray_up.declared(file)
+    ray_up.up(found)
+    contexts.use(found.name, ray_up.ADDRESS, found.token_file)
+    click.echo(ray_up.render(ray_up.nodes(found)))
+    click.echo(f"hint: commands reach it while `cropscore cluster attach {where}` runs", err=True)
+
+
+@cluster.command()
+@_where
+@_file
+def attach(where: str, file: str) -> None:
+    """Hold a tunnel to a cluster open until Ctrl-C: `submit` and `jobs` need it.
+
+    \b
+    Example:
+        cropscore cluster attach aws aws.yaml
+    """
+    from cropscore_ray import ray_up
+
+    ray_up.attach(ray_up.declared(file))
+
+
+@cluster.command()
+@_where
+@_file
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(where: str, file: str, as_json: bool) -> None:
+    """Tell the head's address, and the nodes by type and state.
+
+    \b
+    Example:
+        cropscore cluster status aws aws.yaml
+    """
+    from cropscore_ray import ray_up
+
+    found = ray_up.nodes(ray_up.declared(file))
+    click.echo(json.dumps(found, indent=2) if as_json else ray_up.render(found))
+
+
+@cluster.command()
+@_where
+@_file
+def down(where: str, file: str) -> None:
+    """End all nodes of a cluster. What is on S3 stays.
+
+    \b
+    Example:
+        cropscore cluster down aws aws.yaml
+    """
+    from cropscore_ray import ray_up
+
+    found = ray_up.declared(file)
+    ray_up.down(found)
+    click.echo(f"{found.name}: no nodes")

@@ -4,10 +4,11 @@
 import shlex
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import click
 
-from cropscore_ray import declarations, kuberay
+from cropscore_ray import aws, contexts, declarations, kuberay
 from cropscore_ray.errors import ConfigError
 
 
@@ -26,7 +27,13 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--name", default="cropscore", show_default=True, help="Of the cluster."),
         click.option("--gpu", metavar="KIND", help="For example l4, a100, h200; else any."),
-        click.option("--max-gpus", type=int, default=4, show_default=True, help="Of each market."),
+        click.option(
+            "--max-gpus",
+            type=int,
+            default=4,
+            show_default=True,
+            help="GPUs; on Kubernetes of each market.",
+        ),
         click.option("--spot", is_flag=True, help="GPU nodes that the cloud may take away."),
         click.option("--on-demand", is_flag=True, help="GPU nodes that stay; default: both."),
         click.option("--out", metavar="DIR", help="Where the files go; else to stdout."),
@@ -98,4 +105,41 @@ def render_kuberay(
     files = kuberay.files(manifests)
     texts = {name: declarations.to_yaml([found], _said()) for name, found in files.items()}
     for path in declarations.write(out, texts):
+        click.echo(path)
+
+
+@render.command("aws")
+@_options
+@click.option("--image", required=True, metavar="REGISTRY/NAME:TAG", help="That nodes can pull.")
+@click.option("--bucket", required=True, metavar="NAME", help="Of S3; jobs read all of it.")
+@click.option("--results", default="runs", show_default=True, help="Prefix that jobs write below.")
+@click.option("--security-group", required=True, metavar="ID", help="Of all nodes.")
+@click.option("--region", required=True, envvar=["AWS_REGION", "AWS_DEFAULT_REGION"])
+@click.option("--ami", metavar="ID", help="Of all nodes; else AWS's latest Deep Learning base.")
+@click.option("--ssh-user", default="ubuntu", show_default=True, help="Of the AMI.")
+@click.option("--idle-minutes", type=int, default=5, show_default=True, help="Before a node goes.")
+def render_aws(
+    name: str, gpu: str | None, spot: bool, on_demand: bool, out: str | None, **options: Any
+) -> None:
+    """Write what `cropscore cluster up aws` starts, and the IAM documents that it needs.
+
+    Every node has one GPU: t4, a10g, l4 (the default) or l40s.
+
+    \b
+    Example:
+        cropscore cluster render aws --region us-west-2 --bucket photos \
+            --security-group sg-0123456789abcdef0 --image ghcr.io/lab/cropscore:0.1.0 --out aws
+    """
+    given = {**options, **({"gpu": gpu} if gpu else {})}
+    config = aws.AwsConfig(
+        name=name,
+        markets=_markets(spot, on_demand),
+        token_folder=str(contexts.token_file(name).parent),
+        **given,
+    )
+    files = aws.files(config, _said())
+    if out is None:
+        click.echo(files["aws.yaml"], nl=False)
+        return
+    for path in declarations.write(out, files):
         click.echo(path)
