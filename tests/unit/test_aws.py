@@ -149,9 +149,11 @@ def launched_for(num_gpus: int) -> dict[str, int]:
     from ray.autoscaler.v2.utils import ResourceRequestUtil
     from ray.core.generated.autoscaler_pb2 import ResourceRequestByCount
 
-    config = AutoscalingConfig(
-        prepare_config(aws.cluster(replace(CONFIG, max_gpus=8))), skip_content_hash=True
-    )
+    cluster = prepare_config(aws.cluster(replace(CONFIG, max_gpus=8)))
+    for name, node_type in cluster["available_node_types"].items():
+        # As `ray up` adds it, by the machine.
+        node_type["resources"]["memory"] = (64 if name == "spot_larger" else 32) * 2**30
+    config = AutoscalingConfig(cluster, skip_content_hash=True)
     request = ResourceRequestByCount(request=ResourceRequestUtil.make({"GPU": 1}), count=num_gpus)
     reply = ResourceDemandScheduler(None).schedule(
         SchedulingRequest(

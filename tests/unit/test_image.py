@@ -35,6 +35,13 @@ def test_the_last_stage_takes_only_what_was_installed_and_runs_without_rights() 
     assert [rest for name, rest in last if name == "USER"] == ["1000"]
 
 
+def test_rays_launcher_finds_its_programs_and_the_users_home() -> None:
+    last = dict(instructions())
+    assert {"openssh-client", "rsync"} <= set(last["RUN"].split())
+    assert "HOME=/home/ray" in last["ENV"].split()
+    assert last["WORKDIR"] == "/home/ray"
+
+
 def test_what_the_build_needs_is_sent_and_secrets_and_data_are_not() -> None:
     ignored = (ROOT / "cluster/Dockerfile.dockerignore").read_text().splitlines()
     rules = [line for line in ignored if not line.startswith("#")]
