@@ -64,10 +64,17 @@ def up(cluster: Declared) -> None:
 
     Raises:
         ClusterError: AWS refuses, or Ray fails; what Ray says of it stands on stderr.
+        ConfigError: there is no place for the token.
     """
     _require("ssh", "rsync")
     nodes(cluster)  # tells of missing credentials in one line, where Ray has a traceback
-    tokens.make(cluster.token_file)
+    try:
+        tokens.make(cluster.token_file)
+    except OSError as error:
+        raise ConfigError(
+            f"the cluster's token cannot be kept in {cluster.token_file}: {error.strerror}",
+            hint=f"change file_mounts in {cluster.path}",
+        ) from error
     _ray(
         ["up", "--yes", "--no-config-cache", cluster.path],
         hint=f"nodes may run and cost: cropscore cluster down aws {cluster.path} ends them",

@@ -168,3 +168,11 @@ def test_a_file_that_starts_no_guarded_cluster_is_refused(
 
     with pytest.raises(ConfigError, match=told):
         ray_up.declared(str(tmp_path / "aws.yaml"))
+
+
+def test_a_token_that_cannot_be_kept_is_one_line(home: Path, file: Path) -> None:
+    contexts.file().parent.mkdir(parents=True)
+    (contexts.file().parent / "tokens").touch()
+
+    with pytest.raises(ConfigError, match=r"token cannot be kept in .*: Not a directory"):
+        ray_up.up(ray_up.declared(str(file)))
