@@ -22,7 +22,7 @@ from cropscore_ray.errors import ConfigError
 
 ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/vision/cropscore:0.1.0-cuda"
 CONFIG = aws.AwsConfig(
-    image="ghcr.io/lab/cropscore:0.1.0-cuda",
+    image="registry.example/lab/cropscore:0.1.0-cuda",
     security_group="sg-0a1b2c3d",
     bucket="photos",
     region="us-west-2",
@@ -306,7 +306,7 @@ def test_a_setting_that_cannot_be_is_named(change: dict[str, Any], told: str) ->
 
 def render(*arguments: str) -> str:
     given = ["--region", "us-west-2", "--bucket", "photos", "--security-group", "sg-0a"]
-    command = ["cluster", "render", "aws", *given, "--image", "ghcr.io/lab/cropscore:1"]
+    command = ["cluster", "render", "aws", *given, "--image", "registry.example/lab/cropscore:1"]
     done = CliRunner().invoke(main, [*command, *arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.stdout
