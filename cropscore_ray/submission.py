@@ -43,6 +43,8 @@ _COMES_UP_S = 60.0
 _NO_AGENT = "No available agent"
 """What a dashboard says before the node's agent, which takes the jobs, is there."""
 _TIMEOUT_S = 30.0
+_QUIET_S = 30.0
+"""After so long without a word from a job the cluster is asked whether it is there."""
 
 
 def is_loopback(address: str) -> bool:
@@ -187,17 +189,19 @@ class Cluster:
         async def show_the_rest() -> None:
             nonlocal num_shown
             place = 0
-            async for text in self._client.tail_job_logs(job_id):
-                write(text[max(0, num_shown - place) :])
-                place += len(text)
-                num_shown = max(num_shown, place)
+            async with asyncio.timeout(_QUIET_S) as quiet:
+                async for text in self._client.tail_job_logs(job_id):
+                    quiet.reschedule(asyncio.get_running_loop().time() + _QUIET_S)
+                    write(text[max(0, num_shown - place) :])
+                    place += len(text)
+                    num_shown = max(num_shown, place)
 
         while True:
             self.get(job_id)
             try:
                 asyncio.run(show_the_rest())
             except (RuntimeError, OSError, aiohttp.ClientError):
-                time.sleep(1)  # a connection broke: the cluster is asked whether it is there
+                time.sleep(1)  # quiet, or a broken connection: is the cluster there?
                 continue
             while not (job := self.get(job_id)).status.is_terminal():
                 time.sleep(0.2)

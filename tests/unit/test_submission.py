@@ -1,11 +1,14 @@
 """What goes along with a job: the code, where the store is, and nothing secret."""
 
+import asyncio
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,9 +102,15 @@ class ComingUp:
     """A Jobs API whose answers are given: an error is raised, all else returned."""
 
     answers: list[object]
+    jobs: list[list[object]] = field(default_factory=list)
+    """What it lists each time; nothing once that is used up."""
 
     def list_jobs(self) -> list[object]:
-        return []
+        return self.jobs.pop(0) if self.jobs else []
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        yield "begun\n"
+        await asyncio.Event().wait()
 
     def submit_job(self, **job: object) -> object:
         answer = self.answers.pop(0)
@@ -131,3 +140,16 @@ def test_what_a_cluster_refuses_is_not_sent_again(cluster: submission.Cluster):
     with pytest.raises(ClusterError, match="no space left"):
         cluster.submit(["index"], "job")
     assert cluster._client.answers == ["job"]
+
+
+def test_a_log_that_falls_silent_is_followed_until_the_cluster_is_gone(
+    cluster: submission.Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    """A connection whose other end vanished says nothing for ever."""
+    monkeypatch.setattr(submission, "_QUIET_S", 0.05)
+    job = SimpleNamespace(submission_id="job", start_time=1)
+    cluster._client.jobs = [[job], [job]]
+    shown: list[str] = []
+    with pytest.raises(ClusterError, match="has no job"):
+        cluster.follow("job", shown.append)
+    assert [text for text in shown if text] == ["begun\n"]
