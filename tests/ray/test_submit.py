@@ -2,20 +2,17 @@
 
 import json
 import os
-import secrets
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import heads
 import pytest
+from heads import Head, errors, temporary
 from models import random_model
 
 from cropscore_ray import storage
@@ -25,54 +22,10 @@ from cropscore_ray.jobs import index
 SECRET = "planted-secret-8f2c"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@dataclass
-class Head:
-    """A cluster of one node, started as people start one."""
-
-    token: str
-    folder: str
-
-    def __post_init__(self) -> None:
-        self.port, self.agent_port = free_port(), free_port()
-        ray = str(Path(sys.executable).with_name("ray"))
-        command = [ray, "start", "--head", "--block", "--num-cpus=4", f"--port={free_port()}"]
-        command += [f"--dashboard-port={self.port}", f"--temp-dir={self.folder}"]
-        # Jobs are taken by the agent, whose usual port another Ray on this machine may have.
-        command += [f"--dashboard-agent-listen-port={self.agent_port}"]
-        command += ["--object-store-memory=200000000", "--disable-usage-stats"]
-        with (Path(self.folder) / "log").open("wb") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=self.environment(), start_new_session=True
-            )
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def environment(self, token: str | None = None) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        return kept | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": token or self.token,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "XDG_CONFIG_HOME": self.folder,
-        }
-
-    def stop(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    with tempfile.TemporaryDirectory(prefix="head-", ignore_cleanup_errors=True) as folder:
-        made = Head(secrets.token_hex(16), folder)
+    with temporary("head-") as folder:
+        made = Head(folder=folder, more_environment={"AWS_SECRET_ACCESS_KEY": SECRET})
         yield made
         made.stop()
 
@@ -90,19 +43,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cropscore(
     head: Head, *arguments: str, folder: Path | None = None, token: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cropscore_ray.cli", *arguments],
-        env=head.environment(token),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
-def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line for line in done.stderr.splitlines() if line.startswith(("error:", "hint:"))]
+    environment = head.environment(token) | {"AWS_SECRET_ACCESS_KEY": SECRET}
+    return heads.cropscore(*arguments, env=environment, cwd=folder)
 
 
 def test_a_bulk_run_is_submitted_and_followed_to_its_end(head: Head, work: Path) -> None:
@@ -130,7 +72,7 @@ def test_jobs_are_listed_told_of_and_their_logs_printed(head: Head, work: Path) 
     assert "first had ended" in cropscore(head, "jobs", "stop", "first").stdout
     missing = cropscore(head, "jobs", "status", "second")
     assert missing.returncode == 1
-    assert errors(missing)[0] == f"error: {head.address} has no job second"
+    assert errors(missing.stderr)[0] == f"error: {head.address} has no job second"
 
 
 def test_a_jobs_exit_status_is_that_of_its_command(head: Head, work: Path) -> None:
@@ -158,7 +100,7 @@ def test_a_job_is_stopped(head: Head, work: Path) -> None:
     assert told["status"] == "STOPPED"
 
 
-def test_no_secret_is_in_what_a_cluster_shows(head: Head) -> None:
+def test_no_secret_is_in_what_a_cluster_shows_or_a_run_writes(head: Head, work: Path) -> None:
     request = Request(
         f"{head.address}/api/jobs/", headers={"Authorization": f"Bearer {head.token}"}
     )
@@ -168,15 +110,29 @@ def test_no_secret_is_in_what_a_cluster_shows(head: Head) -> None:
     assert SECRET not in shown
     logs = [path.read_text(errors="replace") for path in Path(head.folder).rglob("*.log")]
     assert not any(SECRET in text for text in logs)
+    written = [path.read_bytes() for path in (work / "run").rglob("*") if path.is_file()]
+    assert len(written) > 1
+    assert not any(SECRET.encode() in data or head.token.encode() in data for data in written)
     command = ["score", "s3://key:password@bucket/x", "--model", "m", "--out", "o"]
     done = cropscore(head, "submit", "--address", head.address, "--", *command)
     assert done.returncode == 2
-    assert "password" in errors(done)[0]
+    assert "password" in errors(done.stderr)[0]
+
+
+@pytest.mark.parametrize("token", ["wrong-token"])
+def test_another_token_is_one_clear_line(head: Head, token: str) -> None:
+    with pytest.raises(HTTPError, match="403"):
+        urlopen(Request(f"{head.address}/api/jobs/", headers={"Authorization": f"Bearer {token}"}))
+    done = cropscore(head, "jobs", "list", "--address", head.address, token=token)
+    assert done.returncode == 1
+    assert "does not accept this machine's token" in errors(done.stderr)[0]
+    assert "Traceback" not in done.stderr
 
 
 def test_probes_of_a_nodes_health_need_no_token(head: Head) -> None:
     """What cluster/kuberay/raycluster.yaml lets Kubernetes ask."""
-    with urlopen(f"http://127.0.0.1:{head.agent_port}/api/healthz", timeout=30) as answer:
+    url = f"http://127.0.0.1:{head.node.agent_port}/api/healthz"
+    with urlopen(url, timeout=30) as answer:
         assert answer.status == 200
         assert "raylet: success" in answer.read().decode()
 
@@ -195,28 +151,15 @@ def test_a_token_that_is_remembered_with_a_name_is_enough(head: Head, tmp_path: 
     subprocess.run(command, env=environment, check=True, timeout=60)
 
     for arguments in (["jobs", "list"], ["jobs", "logs", "-f", "first"]):
-        command = [sys.executable, "-m", "cropscore_ray.cli", *arguments]
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
+        done = heads.cropscore(*arguments, env=environment)
         assert done.returncode == 0, done.stderr
         assert head.token not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("token", ["wrong-token"])
-def test_another_token_is_one_clear_line(head: Head, token: str) -> None:
-    with pytest.raises(HTTPError, match="403"):
-        urlopen(Request(f"{head.address}/api/jobs/", headers={"Authorization": f"Bearer {token}"}))
-    done = cropscore(head, "jobs", "list", "--address", head.address, token=token)
-    assert done.returncode == 1
-    assert "does not accept this machine's token" in errors(done)[0]
-    assert "Traceback" not in done.stderr
-
-
 def test_a_cluster_that_goes_away_is_one_clear_line(head: Head, work: Path) -> None:
     """The last one: it takes the cluster away."""
-    command = [sys.executable, "-m", "cropscore_ray.cli", "submit", "--address", head.address]
-    command += ["--wait", "--", "index", "csv:pipe", "--out", "never"]
+    command = [*heads.COMMAND, "submit", "--address", head.address, "--wait"]
+    command += ["--", "index", "csv:pipe", "--out", "never"]
     process = subprocess.Popen(
         command, env=head.environment(), cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
