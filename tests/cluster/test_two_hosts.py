@@ -142,4 +142,4 @@ def test_a_cluster_without_a_token_is_refused_unless_one_insists(
     said = f"{head.address} asks for no token: whoever reaches it can run anything there"
     assert errors(refused.stderr)[0] == f"error: {said}"
     assert insisted.returncode == 0, insisted.stderr
-    assert insisted.stdout.startswith("cropscore, version")
+    assert "cropscore, version" in insisted.stdout
