@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help demo test test-all soak check clean
+.PHONY: help demo test test-cluster test-all soak check clean
 
 help:
 	@echo "make demo      draw images, train, localize, evaluate, report: into demo/"
 	@echo "make test      the quick tests"
+	@echo "make test-cluster  an autoscaler, two hosts, submitting: needs root and the program ip"
 	@echo "make test-all  all tests: minutes more, and real images where they are"
 	@echo "make soak      a training and a bulk run, killed again and again: half an hour"
 	@echo "make check     format, lint, types, import rules"
@@ -17,7 +18,10 @@ demo: $(STAMP)
 	$(BIN)/cropscore demo --out demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not cluster"
+
+test-cluster: $(STAMP)
+	$(BIN)/python -m pytest -rP -m cluster tests/cluster
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest

@@ -19,7 +19,8 @@ class WorkerConfig:
     num_workers: int | None = None
     """So many from the start, waited for if there is no room yet; None: as many as have room."""
     gpus_per_worker: float | None = None
-    """1, a fraction, or 0 for CPUs; None: 1 where the cluster has GPUs or can get them."""
+    """1, a fraction, or 0 for CPUs; None: 1 where the cluster has GPUs or says that it can get
+    some, which Ray's own autoscaler does not say."""
 
     def __post_init__(self) -> None:
         if self.num_workers is not None and self.num_workers < 1:

@@ -139,7 +139,10 @@ def _by_node(kind: str) -> list[float]:
 
 
 def gpus_in_reach() -> bool:
-    """Tell whether the connected cluster has GPUs, or an autoscaler that can bring some."""
+    """Tell whether the connected cluster has GPUs, or says that it can get some.
+
+    Ray 2.60's own autoscaler says nothing: there GPUs must be asked for.
+    """
     # Ray has no public way to ask an autoscaler what it could bring; its own trainer asks so.
     reach = ray_state.get_max_resources_from_cluster_config() or {}
     return bool(gpus_by_node() or reach.get("GPU"))

@@ -2,6 +2,9 @@
 
 The nodes are further raylets, which the autoscaler starts and ends through Ray's fake provider.
 Their GPUs are only numbers. Ray's own class for that ends every Ray on the machine.
+
+They share the head's folder, so a node that comes takes away, for a moment, the directory of the
+job's code from workers of another node; MKL ends a process without one, and Ray starts it again.
 """
 
 import json

@@ -14,7 +14,7 @@ from cropscore_ray import storage
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.uri_list import write_list
 
-NUM_IMAGES = 240
+NUM_IMAGES = 160
 PART_IMAGES = 4
 NUM_PARTS = NUM_IMAGES // PART_IMAGES
 
