@@ -6,13 +6,13 @@ STAMP := .venv/installed
 .PHONY: help demo test test-cluster test-all soak check clean
 
 help:
-	@echo "make demo      draw images, train, localize, evaluate, report: into demo/"
-	@echo "make test      the quick tests"
-	@echo "make test-cluster  an autoscaler, two hosts, submitting: needs root and the program ip"
-	@echo "make test-all  all tests: minutes more, and real images where they are"
-	@echo "make soak      a training and a bulk run, killed again and again: half an hour"
-	@echo "make check     format, lint, types, import rules"
-	@echo "make clean     remove .venv and what the targets left"
+	@echo "make demo          draw images, train, localize, evaluate, report: into demo/"
+	@echo "make test          the quick tests"
+	@echo "make test-cluster  an autoscaler, two hosts (as root), submitting: seven minutes"
+	@echo "make test-all      all tests: minutes more, and real images where they are"
+	@echo "make soak          a training and a bulk run, killed again and again: half an hour"
+	@echo "make check         format, lint, types, import rules"
+	@echo "make clean         remove .venv and what the targets left"
 
 demo: $(STAMP)
 	$(BIN)/cropscore demo --out demo
