@@ -128,7 +128,7 @@ def render_aws(
     \b
     Example:
         cropscore cluster render aws --region us-west-2 --bucket photos \
-            --security-group sg-0123456789abcdef0 --image registry.example/lab/cropscore:0.1.0 --out aws
+            --security-group sg-0123456789abcdef0 --image registry.example/cropscore:1 --out aws
     """
     given = {**options, **({"gpu": gpu} if gpu else {})}
     config = aws.AwsConfig(

@@ -59,6 +59,15 @@ def test_cpus_are_taken_where_they_are_asked_for(cluster):
     assert pool(WorkerConfig(gpus_per_worker=0)).num_cpus == 6
 
 
+@pytest.mark.parametrize(
+    ("joined", "asked", "is_told"), [(True, None, True), (True, 0, False), (False, None, False)]
+)
+def test_it_is_told_that_a_cluster_without_gpus_takes_cpus(cluster, caplog, joined, asked, is_told):
+    cluster(joined=joined)
+    pool(WorkerConfig(gpus_per_worker=asked))
+    assert ("--gpus-per-worker 1 waits for GPUs" in caplog.text) is is_told
+
+
 def test_this_machine_alone_does_not_grow(cluster):
     cluster(joined=False)
     found = pool(WorkerConfig())
