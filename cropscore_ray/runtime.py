@@ -11,7 +11,6 @@ from typing import Any
 import ray
 from ray._private.state import state as ray_state
 from ray.exceptions import RayError
-from ray.util.queue import Empty, Queue
 
 from cropscore_ray import tokens
 from cropscore_ray.errors import ConfigError
@@ -21,6 +20,7 @@ Handle = Any
 
 # Ray's own object store takes 30 % of the memory by default; rows are small here.
 _OBJECT_STORE_BYTES = 512 * 2**20
+_LOOK_S = 0.5
 
 
 def connect() -> None:
@@ -58,28 +58,43 @@ def _provide_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = tokens.new()
 
 
+class _Told:
+    """What workers told and nobody has taken yet."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[Any, ...]] = []
+
+    def put(self, event: tuple[Any, ...]) -> None:
+        self._events.append(event)
+
+    def take(self) -> list[tuple[Any, ...]]:
+        taken, self._events = self._events, []
+        return taken
+
+
 @contextmanager
 def events(
     receive: Callable[..., None], nothing: Callable[[], None] | None = None
-) -> Iterator[Queue]:
+) -> Iterator[Handle]:
     """Give a queue for workers to `tell` things; each becomes a call of `receive` here.
 
-    While they tell nothing, `nothing` is called twice a second.
+    It is looked into twice a second; when it is empty, `nothing` is called.
 
     For progress, which may be lost: with the node that holds the queue, and at the end.
     """
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue = ray.remote(_Told).options(num_cpus=0).remote()
     ended = threading.Event()
 
     def listen() -> None:
-        while not ended.is_set():
+        while not ended.wait(_LOOK_S):
             try:
-                receive(*queue.get(timeout=0.5))
-            except Empty:
-                if nothing:
-                    nothing()
+                told = ask(queue.take)
             except RayError:
                 return
+            for event in told:
+                receive(*event)
+            if nothing and not told:
+                nothing()
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
@@ -88,7 +103,7 @@ def events(
     finally:
         ended.set()
         listener.join(timeout=5)
-        queue.shutdown(force=True)
+        ray.kill(queue)
 
 
 def ask(method: Any, *arguments: Any) -> Any:
@@ -98,7 +113,7 @@ def ask(method: Any, *arguments: Any) -> Any:
 
 def tell(queue: Handle, *event: Any) -> None:
     """Put an event into the queue of `events`, without waiting and whether it is there or not."""
-    queue.actor.put_nowait.remote(event)
+    queue.put.remote(event)
 
 
 def innermost(error: BaseException) -> str:

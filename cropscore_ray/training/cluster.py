@@ -27,7 +27,6 @@ from ray.train import (
     ScalingConfig,
 )
 from ray.train.torch import TorchTrainer, get_device, prepare_model
-from ray.util.queue import Queue
 
 from cropscore_ray import runtime, storage
 from cropscore_ray.errors import CropscoreError
@@ -152,7 +151,7 @@ def _ignore(*event: Any) -> None:
 
 def _worker_loop(loop_config: dict[str, Any]) -> Any:
     context = ray.train.get_context()
-    queue: Queue = loop_config["queue"]
+    queue: runtime.Handle = loop_config["queue"]
     rank = context.get_world_rank()
     if get_device().type == "cpu":
         # Ray sets one thread for each CPU asked for; workers share all cores of their node.
