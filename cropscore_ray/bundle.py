@@ -8,19 +8,22 @@ do not match model.json is refused.
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from cropscore_ray import storage
-from cropscore_ray.config import PreprocessConfig, TrainConfig
+from cropscore_ray.config import LocalizeConfig, PreprocessConfig, TrainConfig
 from cropscore_ray.errors import ConfigError, ModelError
 from cropscore_ray.grid import CELLS, NUM_SQUARES
-from cropscore_ray.networks import Network, make_network
 from cropscore_ray.schema import ImageClass
 from cropscore_ray.settings import from_dict, to_dict
+
+# Who only reads model.json, as a bulk run's command does, does not wait for PyTorch.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cropscore_ray.networks import Network
 
 FORMAT = 2
 SCORER = "scorer"
@@ -30,6 +33,16 @@ LOCALIZER = "localizer"
 def classifier_part(member: int) -> str:
     """Return the name of one classification network's part."""
     return f"classifier-{member}"
+
+
+def required_parts(command: str, config: LocalizeConfig) -> list[str]:
+    """Return the parts without which score or localize cannot work.
+
+    Boxes come with that of the class activation map, a baseline, which is classifier 0's.
+    """
+    if command == "localize":
+        return [classifier_part(0), SCORER, LOCALIZER]
+    return [SCORER] if config.classes == "label" else [SCORER, classifier_part(0)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +90,7 @@ class Bundle:
                     hint=f"run: cropscore train {stage} --model {self.uri} --data MANIFEST",
                 )
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
+    def tensors(self, name: str) -> "dict[str, Tensor]":
         """Read one part; ModelError if it is absent or its bytes are not those of model.json."""
         self.require(name)
         data = storage.read_bytes(_part_uri(self.uri, name))
@@ -86,13 +99,17 @@ class Bundle:
                 f"{_part_uri(self.uri, name)} is not the file that model.json describes",
                 hint="copy the bundle again, or train this part again",
             )
+        import safetensors.torch
+
         try:
             return safetensors.torch.load(data)
         except SafetensorError as error:
             raise ModelError(f"{_part_uri(self.uri, name)}: {error}") from error
 
-    def network(self, name: str) -> Network:
+    def network(self, name: str) -> "Network":
         """Return a trained network, on the CPU in float32 and evaluation mode."""
+        from cropscore_ray.networks import make_network
+
         network = make_network(self.config.network, len(self.classes))
         network.load_state_dict(self.tensors(name))
         return network.eval()
@@ -157,12 +174,14 @@ def save_bundle(bundle: Bundle) -> None:
 def save_part(
     bundle: Bundle,
     name: str,
-    tensors: dict[str, Tensor],
+    tensors: "dict[str, Tensor]",
     *,
     metrics: dict[str, Any],
     baselines: dict[str, Any] | None = None,
 ) -> Bundle:
     """Write one part and then model.json with its hash; return the bundle with it."""
+    import safetensors.torch
+
     data = safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()})
     storage.write_bytes(_part_uri(bundle.uri, name), data)
     part = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "metrics": metrics}

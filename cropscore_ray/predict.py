@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cropscore_ray import baselines, schema
-from cropscore_ray.bundle import LOCALIZER, SCORER, Bundle, classifier_part
+from cropscore_ray.bundle import LOCALIZER, Bundle, required_parts
 from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.decoding import Decoded, decode_ahead
 from cropscore_ray.errors import ImageError
@@ -30,19 +30,15 @@ Row = dict[str, Any]
 class ScoreStage:
     """Scores the 140 squares of images for their own class, the predicted ones, or both."""
 
+    command = "score"
     schema = schema.SCORES
     with_maps = False
 
     def __init__(self, bundle: Bundle, config: LocalizeConfig) -> None:
-        bundle.require(*self.required_parts(config))
+        bundle.require(*required_parts(self.command, config))
         self.scorer = CropScorer(bundle, mode=config.mode)
         self.bundle = bundle
         self.config = config
-
-    @staticmethod
-    def required_parts(config: LocalizeConfig) -> list[str]:
-        """Return the parts of a bundle without which this cannot work."""
-        return [SCORER] if config.classes == "label" else [SCORER, classifier_part(0)]
 
     def __call__(self, rows: list[Row], fetched: list[Fetched]) -> list[Row]:
         """Return the table's rows for these images, in their order."""
@@ -166,6 +162,7 @@ class _Chosen:
 class LocalizeStage(ScoreStage):
     """Turns images into boxes of their own class, the predicted ones, or both."""
 
+    command = "localize"
     schema = schema.PREDICTIONS
 
     def __init__(self, bundle: Bundle, config: LocalizeConfig) -> None:
@@ -176,11 +173,6 @@ class LocalizeStage(ScoreStage):
             self.localizer = from_tensors(bundle.tensors(LOCALIZER), normalization)
         self.cam_threshold = bundle.baselines.get("cam_threshold")
         self.with_maps = self.cam_threshold is not None
-
-    @staticmethod
-    def required_parts(config: LocalizeConfig) -> list[str]:
-        """Return all parts: the class activation map, a baseline, is classifier 0's."""
-        return [classifier_part(0), SCORER, LOCALIZER]
 
     def _failed(self, row: Row, failure: ImageError) -> Row:
         return {
@@ -246,4 +238,4 @@ def _number(values_K: Tensor | None, i: int) -> float | None:
     return None if values_K is None else float(values_K[i])
 
 
-STAGES = {"score": ScoreStage, "localize": LocalizeStage}
+STAGES = {stage.command: stage for stage in (ScoreStage, LocalizeStage)}

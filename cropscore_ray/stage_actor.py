@@ -3,23 +3,26 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import torch
 
 from cropscore_ray import runtime, schema, storage
 from cropscore_ray.attempts import Attempt
-from cropscore_ray.bundle import load_bundle
+from cropscore_ray.bundle import Bundle, load_bundle
 from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.errors import ImageError
 from cropscore_ray.fetch import Fetched
 from cropscore_ray.parts import Row, from_row, images_by_status, summary
-from cropscore_ray.predict import ScoreStage
 from cropscore_ray.run_folder import RunFolder
 from cropscore_ray.runtime import Handle
 from cropscore_ray.telemetry import WorkerTelemetry
+
+# A run's command names the actor, and does without PyTorch.
+if TYPE_CHECKING:
+    from cropscore_ray.predict import ScoreStage
 
 CALLS_AT_ONCE = 2
 """One part is scored while that before it is written."""
@@ -30,11 +33,18 @@ _PROGRESS_S = 1.0
 class Scoring:
     """What an actor does with a part's images."""
 
-    stage: type[ScoreStage]
+    stage: "Callable[[Bundle, LocalizeConfig], ScoreStage]"
     model_uri: str
     config: LocalizeConfig
     class_map: list[int | None]
     """The model's index of each of the manifest's classes, None where it has none."""
+
+
+def make_stage(command: str, bundle: Bundle, config: LocalizeConfig) -> "ScoreStage":
+    """Return what makes the rows of a command's table."""
+    from cropscore_ray.predict import STAGES
+
+    return STAGES[command](bundle, config)
 
 
 class StageActor:
@@ -48,6 +58,8 @@ class StageActor:
         queue: Handle,
         attempts: Handle,
     ) -> None:
+        import torch
+
         self.folder = folder
         self.telemetry = WorkerTelemetry(queue, folder.uri)
         self.attempts = attempts

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from cropscore_ray import lock, pipeline, run_folder, schema, storage
-from cropscore_ray.bundle import Bundle, load_bundle
+from cropscore_ray.bundle import Bundle, load_bundle, required_parts
 from cropscore_ray.config import SCORE_MODES, LocalizeConfig
 from cropscore_ray.datasets import absolute_source
 from cropscore_ray.errors import ConfigError, DataError
@@ -20,10 +20,9 @@ from cropscore_ray.manifest import (
 )
 from cropscore_ray.parts import BulkRun
 from cropscore_ray.pool import WorkerConfig
-from cropscore_ray.predict import STAGES
 from cropscore_ray.progress import Progress
 from cropscore_ray.settings import to_dict
-from cropscore_ray.stage_actor import Scoring
+from cropscore_ray.stage_actor import Scoring, make_stage
 
 TABLES = {"localize": "predictions", "score": "scores"}
 
@@ -64,7 +63,7 @@ def run(
     out, model = storage.absolute_uri(out), storage.absolute_uri(model)
     bundle = load_bundle(model)
     config = _with_mode(command, config, bundle)
-    bundle.require(*STAGES[command].required_parts(config))
+    bundle.require(*required_parts(command, config))
     with lock.held(out, shown.say):
         manifest = _open_source(source, out, split, shown, overwrite=overwrite)
         class_map = match_classes(manifest.classes, bundle.classes)
@@ -88,7 +87,10 @@ def run(
             shown.say(f"{out} is complete: {num_images} images; nothing to do")
         else:
             scoring = Scoring(
-                stage=STAGES[command], model_uri=model, config=config, class_map=class_map
+                stage=partial(make_stage, command),
+                model_uri=model,
+                config=config,
+                class_map=class_map,
             )
             with index.listed(manifest, out, shown, afresh=overwrite):
                 pipeline.run_parts(

@@ -376,6 +376,10 @@ class DiesAtOneImage(LocalizeStage):
         return super().by_image(rows, fetched)
 
 
+def make_dying_stage(command, bundle, config):
+    return DiesAtOneImage(bundle, config)
+
+
 def test_an_image_that_kills_its_process_costs_no_neighbour_its_row(
     flow: Flow, monkeypatch: pytest.MonkeyPatch
 ):
@@ -385,7 +389,7 @@ def test_an_image_that_kills_its_process_costs_no_neighbour_its_row(
     for number, image in enumerate(images):
         shutil.copy(image, folder / f"{number}{'-poison' if number == 4 else ''}.jpg")
     out = str(flow.folder / "poisoned")
-    monkeypatch.setitem(localize.STAGES, "localize", DiesAtOneImage)
+    monkeypatch.setattr(localize, "make_stage", make_dying_stage)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers have no tests
     record = flow.localize(out, source=str(folder), config=LocalizeConfig(part_images=4))
     assert record["counts"]["by_status"] == {"ok": 8, "crashed": 1}

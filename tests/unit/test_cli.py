@@ -33,6 +33,12 @@ def test_help_needs_neither_ray_nor_torch():
     assert "Usage: " in done.stdout
 
 
+def test_the_command_of_a_bulk_run_does_without_torch():
+    """The processes with the model need it; the command would only wait for its import."""
+    code = "import sys, cropscore_ray.jobs.localize; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("command", commands())
 def test_every_command_has_help_with_an_example(command: str):
     result = run(command, "--help")
