@@ -28,6 +28,7 @@ NUM_IMAGES = 60
 ACTOR = "StageActor"
 MOST_S = 12.0
 """From one kill to the next."""
+MOST_AFTER_A_PART_S = 3.0
 SOAK = ["actor", "node", "driver", "store", "actor", "driver", "node", "actor", "store", "node"] * 3
 
 
@@ -107,12 +108,25 @@ class Killer:
         """Run to the end, through as many of the kills as fall into it."""
         command = self.bulk.localize(out)
         while command.poll() is None:
-            time.sleep(random.uniform(0, MOST_S))
+            self._wait(command, out)
             if self.kills and command.poll() is None:
                 command = self.kill(command, out)
             if command.poll() == 1 and self.was_away:  # it began while the store was away
                 self.was_away, command = False, self.bulk.localize(out)
         self.bulk.end(command)
+
+    def _wait(self, command: subprocess.Popen[bytes], out: str) -> None:
+        """Wait for a random time, or for a part to be written and a moment more.
+
+        Without that, all kills would fall into starts where a start takes longer than MOST_S.
+        """
+        if random.random() < 0.5:
+            time.sleep(random.uniform(0, MOST_S))
+            return
+        before = parts(out)
+        while parts(out) <= before and command.poll() is None:
+            time.sleep(0.2)
+        time.sleep(random.uniform(0, MOST_AFTER_A_PART_S))
 
     def kill(self, command: subprocess.Popen[bytes], out: str) -> subprocess.Popen[bytes]:
         """Kill what is next; return the command, which may be another now."""
