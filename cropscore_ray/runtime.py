@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,23 +29,26 @@ def connect() -> None:
 
     A local Ray gets at least four logical CPUs: on a machine with two, the reading,
     scoring and writing of a pipeline would wait for one another for ever. It asks for a token,
-    unless RAY_AUTH_MODE says otherwise.
+    unless RAY_AUTH_MODE says otherwise. From then on SIGTERM is what Ctrl-C is.
     """
     if ray.is_initialized():
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    _provide_token()
-    ray.init(
-        num_cpus=max(4, os.cpu_count() or 1),
-        include_dashboard=False,
-        configure_logging=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        **quiet,
-    )
+    else:
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        _provide_token()
+        ray.init(
+            num_cpus=max(4, os.cpu_count() or 1),
+            include_dashboard=False,
+            configure_logging=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            **quiet,
+        )
+    if threading.current_thread() is threading.main_thread():
+        # Ray's handler would print a stack of its own C++ before the process ends.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _provide_token() -> None:

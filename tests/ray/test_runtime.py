@@ -15,6 +15,18 @@ print(os.environ["RAY_AUTH_MODE"])
 """
 
 
+STOPPED = """
+import os, signal, time
+from cropscore_ray import runtime
+runtime.connect()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
 @pytest.mark.parametrize("home", ["writable", "missing"])
 def test_a_local_ray_asks_for_a_token_that_only_its_owner_can_read(
     tmp_path: Path, home: str
@@ -32,3 +44,11 @@ def test_a_local_ray_asks_for_a_token_that_only_its_owner_can_read(
     assert done.stdout == "token\n"
     if home == "writable":
         assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
+
+
+def test_sigterm_is_what_ctrl_c_is() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("stopped\n", 0)
+    assert "SIGTERM" not in done.stderr
