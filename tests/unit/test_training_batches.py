@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cropscore_ray.config import PreprocessConfig, SgdConfig
 from cropscore_ray.errors import ConfigError
-from cropscore_ray.training import optimizer
+from cropscore_ray.training import batches, optimizer
 from cropscore_ray.training.batches import Feed, Plan, make_plan
 from cropscore_ray.training.dataset import ImageDataset, LabelledImages, Request
 
@@ -103,6 +103,17 @@ def test_a_feed_reads_ahead_in_a_thread_and_passes_errors_on() -> None:
     data.request = lambda image, epoch, step: Request(-1, epoch)  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match="no such image"):
         Feed(data, a_plan(8, batch_size=8, epochs=1), 0, CPU).take()
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "expected"), [(16, 1, 15), (16, 4, 3), (2, 8, 1), (128, 2, 16)]
+)
+def test_a_gpus_loaders_are_its_share_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, expected: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(gpus))
+    assert batches.num_loaders() == expected
 
 
 def test_a_cosine_warms_up_and_falls_to_nothing() -> None:
