@@ -256,15 +256,15 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def read_files(files: list[str], columns: list[str]) -> Iterator[pa.Table]:
-    """Yield columns of Parquet files, one after the other; a few are read ahead."""
+    """Yield columns of Parquet files, in their order; dozens of files as one table."""
 
     def read(file: str) -> pa.Table:
         with _explained("read", file), open_file(file) as stream:
-            return pq.read_table(stream, columns=columns)
+            return pq.ParquetFile(stream).read(columns, use_threads=False)
 
     with ThreadPoolExecutor(_READERS) as pool:
         for start in range(0, len(files), 4 * _READERS):
-            yield from pool.map(read, files[start : start + 4 * _READERS])
+            yield pa.concat_tables(pool.map(read, files[start : start + 4 * _READERS]))
 
 
 def delete_file(uri: str) -> None:
