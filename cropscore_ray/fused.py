@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.googlenet import BasicConv2d, Inception
 
-from cropscore_ray.networks import InceptionBNBlock, Network
+from cropscore_ray.blocks import ConvBNReLU, Inception, InceptionBNBlock
+from cropscore_ray.networks import Network
 
 
 def for_inference(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
@@ -25,7 +25,7 @@ def for_inference(network: Network, device: torch.device, dtype: torch.dtype) ->
     """
     copied = copy.deepcopy(network).eval().requires_grad_(False)
     for name, block in list(copied.named_modules()):
-        if isinstance(block, BasicConv2d) and isinstance(block.bn, nn.BatchNorm2d):
+        if isinstance(block, ConvBNReLU):
             copied.set_submodule(name, ConvReLU(fuse_conv_bn_eval(block.conv, block.bn)))
     for name, block in list(copied.named_modules()):
         if isinstance(block, Inception):
@@ -127,9 +127,9 @@ class MergedBlock(nn.Module):
 
 
 def _merge_inception(block: Inception) -> MergedBlock:
-    branches: list[Any] = [[block.branch1], block.branch2, block.branch3]
-    convolutions = [[one.conv for one in branch] for branch in branches]
-    return MergedBlock(convolutions, block.branch4[1].conv)
+    branches: list[Any] = [[block.branch1], block.branch2, block.branch3, block.branch4[1:]]
+    *convolutions, [pooled] = [[one.conv for one in branch] for branch in branches]
+    return MergedBlock(convolutions, pooled)
 
 
 def _merge_inception_bn(block: InceptionBNBlock) -> MergedBlock:

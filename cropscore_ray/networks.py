@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torchvision.models.googlenet import BasicConv2d, Inception
 
+from cropscore_ray.blocks import ConvBNReLU, Inception, InceptionBNBlock
 from cropscore_ray.config import NetworkConfig
 
 # Channels of each block: 1x1 | 3x3 reduce, 3x3 | 5x5 reduce, 5x5 | pool projection
@@ -114,13 +114,14 @@ class GoogLeNet(Network):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.conv1 = BasicConv2d(3, 64, kernel_size=7, stride=2, padding=3)
-        self.conv2 = BasicConv2d(64, 64, kernel_size=1)
-        self.conv3 = BasicConv2d(64, 192, kernel_size=3, padding=1)
+        self.conv1 = ConvBNReLU(3, 64, 7, stride=2, padding=3)
+        self.conv2 = ConvBNReLU(64, 64, 1)
+        self.conv3 = ConvBNReLU(64, 192, 3, padding=1)
         channels = 192
         for name, widths in _GOOGLENET_BLOCKS.items():
-            self.add_module(name, Inception(channels, *widths))
-            channels = _out_channels(widths)
+            block = Inception(channels, widths)
+            self.add_module(name, block)
+            channels = block.out_channels
             if name == "inception4e":
                 self.num_inner = channels
         self.fc = nn.Linear(channels, num_classes)
@@ -148,13 +149,14 @@ class SmallGoogLeNet(Network):
     def __init__(self, num_classes: int, width: float) -> None:
         super().__init__()
         stem = _scaled((32, 64), width)
-        self.conv1 = BasicConv2d(3, stem[0], kernel_size=5, stride=2, padding=2)
-        self.conv2 = BasicConv2d(stem[0], stem[1], kernel_size=3, padding=1)
+        self.conv1 = ConvBNReLU(3, stem[0], 5, stride=2, padding=2)
+        self.conv2 = ConvBNReLU(stem[0], stem[1], 3, padding=1)
         channels = stem[1]
         for name in _SMALL_BLOCKS:
             widths = _scaled(_GOOGLENET_BLOCKS[name], width)
-            self.add_module(name, Inception(channels, *widths))
-            channels = _out_channels(widths)
+            block = Inception(channels, widths)
+            self.add_module(name, block)
+            channels = block.out_channels
             if name == "inception3b":
                 self.num_inner = channels
         self.fc = nn.Linear(channels, num_classes)
@@ -186,8 +188,9 @@ class InceptionBN(Network):
         )
         channels = 192
         for name, widths in _INCEPTION_BN_BLOCKS.items():
-            self.add_module(name, InceptionBNBlock(channels, widths))
-            channels = widths[0] + widths[2] + widths[4] + widths[5]
+            block = InceptionBNBlock(channels, widths)
+            self.add_module(name, block)
+            channels = block.out_channels
             if name == "e4":
                 self.num_inner = channels
         self.fc = nn.Linear(channels, num_classes)
@@ -205,41 +208,6 @@ class InceptionBN(Network):
         """Return the maps before global pooling, (N, 1024, H/32, W/32)."""
         x = self.pool(inner_NDHW, 2, 2)
         return self._blocks(tuple(_INCEPTION_BN_BLOCKS)[-2:], x)
-
-
-class InceptionBNBlock(nn.Module):
-    """Four branches side by side; every convolution is followed by ReLU."""
-
-    def __init__(self, channels: int, widths: tuple[int, ...]) -> None:
-        super().__init__()
-        one, reduce3, three, reduce33, double3, last = widths
-        self.b1 = _branch((channels, one, 1))
-        self.b2 = _branch((channels, reduce3, 1), (reduce3, three, 3))
-        self.b3 = _branch((channels, reduce33, 1), (reduce33, double3, 3), (double3, double3, 3))
-        self.b4 = _branch((channels, last, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the branches' maps side by side."""
-        branches = []
-        for branch in (self.b1, self.b2, self.b3, self.b4):
-            y = x
-            for convolution in branch.values():
-                y = F.relu(convolution(y))
-            branches.append(y)
-        return torch.cat(branches, 1)
-
-
-def _branch(*convolutions: tuple[int, int, int]) -> nn.ModuleDict:
-    return nn.ModuleDict(
-        {
-            f"conv{i}": nn.Conv2d(channels, width, side, padding=side // 2)
-            for i, (channels, width, side) in enumerate(convolutions, 1)
-        }
-    )
-
-
-def _out_channels(widths: tuple[int, ...]) -> int:
-    return widths[0] + widths[2] + widths[4] + widths[5]
 
 
 def _scaled(widths: tuple[int, ...], factor: float) -> tuple[int, ...]:

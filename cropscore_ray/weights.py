@@ -12,7 +12,6 @@ from typing import IO
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.models import GoogLeNet_Weights
 
 from cropscore_ray import storage
 from cropscore_ray.config import NetworkConfig, TrainConfig
@@ -88,6 +87,9 @@ def initial_network(config: TrainConfig, num_classes: int) -> Network:
 
 def _read_arrays(init: str) -> dict[str, Tensor]:
     if init.startswith("torchvision:"):
+        # Imported where it is used: it takes seconds of every process that starts.
+        from torchvision.models import GoogLeNet_Weights
+
         name = init.removeprefix("torchvision:")
         try:
             weights = GoogLeNet_Weights[name]

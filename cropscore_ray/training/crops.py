@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F  # noqa: N812
 
 from cropscore_ray import geometry, grid, images
 from cropscore_ray.config import ClassifierConfig, PreprocessConfig, ScorerConfig
@@ -129,6 +128,9 @@ def distort(rng: np.random.Generator, crop_SS3: Tensor, strength: float) -> Tens
     Each by a factor from 1 - strength to 1 + strength (Howard 2013, section 2; the GoogLeNet
     paper says that it used these).
     """
+    # Imported where it is used: it takes seconds of every process that starts.
+    from torchvision.transforms.v2 import functional as F  # noqa: N812
+
     changes = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation]
     changed_3SS = crop_SS3.permute(2, 0, 1)
     for at in rng.permutation(len(changes)):

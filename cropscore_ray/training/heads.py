@@ -7,8 +7,8 @@ thrown away afterwards: a bundle never holds them.
 from functools import partial
 
 from torch import Tensor, nn
-from torchvision.models.googlenet import Inception, InceptionAux
 
+from cropscore_ray.blocks import Inception
 from cropscore_ray.networks import Network
 
 
@@ -16,6 +16,9 @@ class WithAuxHeads(nn.Module):
     """A network whose call gives its logits and, in training, those of its auxiliary heads."""
 
     def __init__(self, network: Network, num_classes: int) -> None:
+        # Imported where it is used: it takes seconds of every process that starts.
+        from torchvision.models.googlenet import InceptionAux
+
         super().__init__()
         self.network = network
         self.heads = nn.ModuleDict()
@@ -23,7 +26,7 @@ class WithAuxHeads(nn.Module):
         for name in network.aux_blocks:
             block = network.get_submodule(name)
             assert isinstance(block, Inception)
-            self.heads[name] = InceptionAux(_out_channels(block), num_classes)
+            self.heads[name] = InceptionAux(block.out_channels, num_classes)
             block.register_forward_hook(partial(self._keep, name))
 
     def _keep(self, name: str, block: nn.Module, inputs: object, maps: Tensor) -> None:
@@ -36,8 +39,3 @@ class WithAuxHeads(nn.Module):
         logits = [self.network(x_N3HW)]
         logits += [head(self._maps.pop(name)) for name, head in self.heads.items() if self._maps]
         return logits
-
-
-def _out_channels(block: Inception) -> int:
-    last = (block.branch1, block.branch2[-1], block.branch3[-1], block.branch4[-1])
-    return sum(one.conv.out_channels for one in last)
