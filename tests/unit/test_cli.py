@@ -39,6 +39,13 @@ def test_the_command_of_a_bulk_run_does_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("module", ["predict", "training.cluster", "training.stages"])
+def test_a_process_that_works_on_images_does_without_torchvision(module: str):
+    """Its import brings PyTorch's compiler along: seconds of every start."""
+    code = f"import sys, cropscore_ray.{module}; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("command", commands())
 def test_every_command_has_help_with_an_example(command: str):
     result = run(command, "--help")
