@@ -13,7 +13,7 @@ import ray
 from ray._private.state import state as ray_state
 from ray.exceptions import RayError
 
-from cropscore_ray import tokens
+from cropscore_ray import s3, tokens
 from cropscore_ray.errors import ConfigError
 
 Handle = Any
@@ -39,6 +39,7 @@ def connect() -> None:
     else:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         _provide_token()
+        s3.ask_plainly()  # Ray's own processes write checkpoints
         ray.init(
             num_cpus=max(4, os.cpu_count() or 1),
             include_dashboard=False,

@@ -38,9 +38,16 @@ def _client(process_id: int) -> Any:
         connect_timeout=10,
         read_timeout=60,
     )
-    # Non-AWS stores refuse the trailing checksums that newer SDKs add by default.
-    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
+    ask_plainly()
     return session.client("s3", config=config)
+
+
+def ask_plainly() -> None:
+    """Have this process, and those that it starts, send no more checksums than they must.
+
+    Stores other than Amazon's refuse the trailing ones that newer SDKs add by default.
+    """
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
 
 
 def payer() -> dict[str, str]:

@@ -70,8 +70,7 @@ def _explained(action: str, uri: str) -> Iterator[None]:
 
 @cache
 def _remote_filesystem(scheme_and_bucket: str) -> pafs.FileSystem:
-    # Non-AWS stores refuse the trailing checksums that newer SDKs add by default.
-    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
+    s3.ask_plainly()
     return pafs.FileSystem.from_uri(scheme_and_bucket)[0]
 
 

@@ -222,6 +222,8 @@ def environment() -> dict[str, str]:
         ConfigError: one of them holds a credential.
     """
     found = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    # Ray's own processes write checkpoints too; s3.ask_plainly says why.
+    found.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
     for name, value in found.items():
         if urlsplit(value).password is not None:
             raise ConfigError(f"{name} holds a password, and a job's environment is shown to all")

@@ -27,6 +27,15 @@ except KeyboardInterrupt:
 """
 
 
+PLAIN = """
+import os, ray
+from cropscore_ray import runtime
+runtime.connect()
+find = ray.remote(lambda: os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"])
+print(ray.get(find.remote()))
+"""
+
+
 @pytest.mark.parametrize("home", ["writable", "missing"])
 def test_a_local_ray_asks_for_a_token_that_only_its_owner_can_read(
     tmp_path: Path, home: str
@@ -52,3 +61,17 @@ def test_sigterm_is_what_ctrl_c_is() -> None:
     )
     assert (done.stdout, done.returncode) == ("stopped\n", 0)
     assert "SIGTERM" not in done.stderr
+
+
+def test_rays_own_processes_ask_stores_plainly() -> None:
+    """Ray Train's controller writes to the store without any code of ours before it."""
+    name = "AWS_REQUEST_CHECKSUM_CALCULATION"
+    environment = {key: value for key, value in os.environ.items() if key != name}
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "WHEN_REQUIRED\n", done.stderr
