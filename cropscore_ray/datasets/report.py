@@ -25,7 +25,7 @@ KINDS = {
     "blacklisted": "on the devkit's blacklist: counts for classification, has no boxes",
     "duplicate_image": "an image that stands there twice",
     "size_disagrees": "the annotation's size is not the image's; boxes are scaled",
-    "unreadable_archive": "a tar file that cannot be read to its end; its images are left out",
+    "unreadable_archive": "a tar file that is damaged; what stands before the damage is kept",
     "unreadable_annotation": "an annotation file or row that cannot be read",
     "unreadable_header": "an image file whose size cannot be read; boxes are not fully checked",
 }

@@ -1,22 +1,27 @@
 """Tar archives of images (shards, as WebDataset names them): tar:GLOB.
 
 Files of one archive with the same name up to the first dot of the file's own name are one
-sample: `a/7.jpg` is the image, `a/7.cls` its class as text. What else a sample has is left
-aside. Headers are read, and classes; no image is.
+sample: `a/7.jpg` is an image, `a/7.cls` its class as text. What else a sample has is left
+aside. Headers are read, and classes; no image is. A damaged archive has the images before the
+damage; one that cannot be had has images that nobody knows, so it stops the index.
 """
 
 import fnmatch
+import io
 import itertools
 import posixpath
 import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import IO
 
 from cropscore_ray import storage
 from cropscore_ray.datasets.files import Progress, read_all
-from cropscore_ray.datasets.records import IMAGE_EXTENSIONS, ImageRecord, Scan
-from cropscore_ray.datasets.report import ProblemLog
+from cropscore_ray.datasets.records import ImageRecord, Scan, other_kind
+from cropscore_ray.datasets.report import Finding, ProblemLog
 from cropscore_ray.errors import DataError, StorageError
 from cropscore_ray.shards import Member
 
@@ -30,12 +35,10 @@ def scan(glob_uri: str, log: ProblemLog, progress: Progress | None = None) -> Sc
     records: list[ImageRecord] = []
     left_aside: Counter[str] = Counter()
     for archive, found in zip(archives, read_all(_read_archive, archives, progress), strict=True):
-        if isinstance(found, str):
-            log.add("unreadable_archive", archive, found)
-            continue
-        images, others = found
-        records += images
-        left_aside += others
+        for problem in found.problems:
+            log.add(problem.kind, archive, problem.detail)
+        records += found.records()
+        left_aside += found.left_aside
     if any(record.label is not None for record in records):
         for record in records:
             if record.label is None:
@@ -75,37 +78,78 @@ def _matching(uri: str) -> list[str]:
     return [uri]
 
 
-def _read_archive(uri: str) -> tuple[list[ImageRecord], Counter[str]] | str:
-    """Return an archive's images and a count of other files, or why it cannot be read."""
-    images: dict[str, Member] = {}
-    labels: dict[str, str] = {}
-    others: Counter[str] = Counter()
+@dataclass
+class _Found:
+    """What the headers of an archive name."""
+
+    images: dict[str, Member] = field(default_factory=dict)
+    """By name."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """By sample."""
+    left_aside: Counter[str] = field(default_factory=Counter)
+    problems: list[Finding] = field(default_factory=list)
+
+    def records(self) -> Iterator[ImageRecord]:
+        """Yield the images with the classes of their samples."""
+        for name, member in self.images.items():
+            yield ImageRecord(image_uri=member.uri, label=self.labels.get(_sample(name)) or None)
+
+
+def _read_archive(uri: str) -> _Found:
+    """Return what is in an archive; StorageError if its store has not answered in a while."""
     try:
-        with (
-            storage.open_file(uri, buffer_bytes=_BUFFER) as file,
-            tarfile.open(fileobj=file) as tar,
-        ):
-            for entry in filter(tarfile.TarInfo.isreg, tar):
-                key, extension = _key_and_extension(entry.name)
-                kind = extension.rsplit(".", 1)[-1].lower()
-                if kind in IMAGE_EXTENSIONS and not entry.issparse():
-                    name = f"{key}.{extension}"
-                    images[key] = Member(uri, entry.offset_data, entry.size, name)
-                elif kind == "cls":
-                    content = tar.extractfile(entry)
-                    labels[key] = content.read(1024).decode().strip() if content else ""
-                else:
-                    others[kind or "(none)"] += 1
-    except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
-        return f"{type(error).__name__}: {error}"[:300]
-    records = [
-        ImageRecord(image_uri=member.uri, label=labels.get(key) or None)
-        for key, member in images.items()
-    ]
-    return records, others
+        return storage.persistently(uri, partial(_read_headers, uri))
+    except OSError as error:
+        reason = str(error).splitlines()[0][:300]
+        hint = "nothing is indexed without it; the same command begins again"
+        raise StorageError(f"cannot read {uri}: {reason}", hint=hint) from error
 
 
-def _key_and_extension(name: str) -> tuple[str, str]:
-    folder, base = posixpath.split(name.removeprefix("./"))
-    key, _, extension = base.partition(".")
-    return posixpath.join(folder, key), extension
+def _read_headers(uri: str) -> _Found:
+    """Return what is in an archive; of a damaged one, what stands before the damage."""
+    found = _Found()
+    with storage.open_file(uri, buffer_bytes=_BUFFER) as file:
+        try:
+            for tar, entry in _entries(file):
+                _add(uri, tar, entry, found)
+        except (tarfile.TarError, ValueError) as error:
+            found.problems.append(Finding("unreadable_archive", f"{error}"[:300]))
+    return found
+
+
+def _entries(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield the files of an archive; TarError where it is damaged, as `tarfile` itself has not."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for entry in iter(tar.next, None):
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+            if entry.isreg():
+                yield tar, entry
+            if tar.offset > size:  # a store refuses to go there as if it were away
+                raise tarfile.ReadError(f"the archive ends inside {entry.name}")
+        file.seek(tar.offset)
+        if file.read(tarfile.BLOCKSIZE).strip(tarfile.NUL):
+            raise tarfile.ReadError(f"no header at byte {tar.offset}, and not the end either")
+
+
+def _add(uri: str, tar: tarfile.TarFile, entry: tarfile.TarInfo, found: _Found) -> None:
+    """Take note of one file of an archive."""
+    name = entry.name.removeprefix("./")
+    other = other_kind(name)
+    if other is None and not entry.issparse():
+        if name in found.images:
+            twice = f"{name} stands there twice; the last is taken"
+            found.problems.append(Finding("duplicate_image", twice))
+        found.images[name] = Member(uri, entry.offset_data, entry.size, name)
+    elif other == "cls":
+        content = tar.extractfile(entry)
+        label = content.read(1024) if content else b""
+        found.labels[_sample(name)] = label.decode(errors="replace").strip()
+    else:
+        found.left_aside[other or "(sparse)"] += 1
+
+
+def _sample(name: str) -> str:
+    folder, base = posixpath.split(name)
+    return posixpath.join(folder, base.partition(".")[0])

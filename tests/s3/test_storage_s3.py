@@ -170,6 +170,18 @@ def test_images_inside_archives_and_tables_are_read_by_range(s3_uri: str) -> Non
     assert gone.status == "missing"
 
 
+def test_of_an_archive_that_breaks_off_the_headers_before_are_read(s3_uri: str) -> None:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as tar:
+        for number in range(3):
+            entry = tarfile.TarInfo(f"{number}.jpg")
+            entry.size = 3 * 2**20  # more than comes with a request
+            tar.addfile(entry, io.BytesIO(bytes(entry.size)))
+    storage.write_bytes(f"{s3_uri}/set.tar", sink.getvalue()[: 4 * 2**20])
+    report = index_source(f"tar:{s3_uri}/set.tar").report
+    assert (report.num_images, list(report.problems)) == (2, ["unreadable_archive"])
+
+
 def test_keys_are_listed_in_order_over_pages_and_folders(s3_uri: str) -> None:
     bucket, prefix = s3.bucket_and_key(s3_uri)
     names = [f"many/{i:04d}.jpg" for i in range(1100)]
