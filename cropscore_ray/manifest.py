@@ -6,7 +6,8 @@ takes it whole into memory (`Manifest`), a bulk run a batch at a time (`StoredMa
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,6 +22,7 @@ from cropscore_ray.schema import ImageClass
 
 _BATCH_ROWS = 65_536
 _COLUMNS = schema.MANIFEST.names
+_OWN_FILE = re.compile(r"(manifest|chunk-\d{7})\.parquet|(index|listing)\.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,8 +222,18 @@ def read_manifest(uri: str) -> Manifest:
     return Manifest(table=ordered, classes=schema.read_classes(table.schema))
 
 
+def delete_manifest(uri: str, *, but: Collection[str] = ()) -> None:
+    """Delete a manifest's files, known by their names; what else is in the folder stays."""
+    folder = storage.absolute_uri(uri)
+    for file in storage.list_files(folder):
+        name = file.removeprefix(f"{folder}/")
+        if _OWN_FILE.fullmatch(name) and name not in but:
+            storage.delete_file(file)
+
+
 def write_manifest(uri: str, manifest: Manifest) -> None:
-    """Write a manifest as one file in the folder `uri`, replacing it as a whole."""
+    """Write a manifest as one file in the folder `uri`, in place of the one that is there."""
+    delete_manifest(uri, but=("manifest.parquet", "index.json"))  # these are replaced whole
     full = schema.with_classes(schema.MANIFEST, manifest.classes)
     storage.write_table(
         storage.join(uri, "manifest.parquet"), manifest.table.cast(full), row_group_rows=_BATCH_ROWS

@@ -9,6 +9,7 @@ from itertools import islice, zip_longest
 
 from cropscore_ray import schema, storage
 from cropscore_ray.errors import DataError, RunConflictError
+from cropscore_ray.manifest import delete_manifest
 
 STDIN = "-"
 """The source that is the list on standard input."""
@@ -37,7 +38,7 @@ def write_list(
     uris = _read(lines)
     num_images = num_chunks = 0
     if not begun:
-        storage.delete_folder(manifest_uri)
+        delete_manifest(manifest_uri)
     while chunk := list(islice(uris, CHUNK_IMAGES)):
         where = _chunk_uri(manifest_uri, num_chunks)
         if begun:

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,12 +83,45 @@ def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         uri_list.write_list([b"/a.jpg\n", b"/\xff.jpg\n"], str(tmp_path / "m"), begun=False)
 
 
-def test_a_run_takes_the_list_from_standard_input_and_then_compares_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_only_what_an_earlier_manifest_left_makes_room(
+    manifest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def type_in(lines: list[bytes]) -> None:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"".join(lines))))
+    photo = Path(manifest) / "photo.jpg"
+    photo.touch()
+    monkeypatch.chdir(Path(manifest).parent)
+    uri_list.write_list(LIST[:1], "manifest", begun=False)
+    assert photo.exists()
+    assert [file.name for file in Path(manifest).glob("chunk-*")] == ["chunk-0000000.parquet"]
 
+
+@pytest.fixture
+def type_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[bytes]], None]:
+    """Give a list on standard input."""
+    return lambda lines: monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(b"".join(lines)))
+    )
+
+
+@pytest.mark.parametrize("run_began", [True, False])
+def test_an_indexed_source_takes_the_place_of_a_list_and_a_list_of_that(
+    tmp_path: Path, type_in: Callable[[list[bytes]], None], *, run_began: bool
+) -> None:
+    (tmp_path / "set.csv").write_text("image\na.jpg\n")
+    source, run, shown = f"csv:{tmp_path}/set.csv", str(tmp_path / "run"), Progress(io.StringIO())
+    type_in(LIST)
+    index.manifest_of("-", run, shown, overwrite=False)
+    if run_began:  # else that start failed before it did
+        run_folder.open_run(run, table="predictions", identity={"config": 1}, facts={})
+    manifest = index.manifest_of(source, run, shown, overwrite=run_began)
+    assert open_manifest(manifest).num_images == 1
+    type_in(LIST)
+    index.manifest_of("-", run, shown, overwrite=run_began)
+    assert open_manifest(manifest).num_images == 3
+
+
+def test_a_run_takes_the_list_from_standard_input_and_then_compares_it(
+    tmp_path: Path, type_in: Callable[[list[bytes]], None]
+) -> None:
     run, shown = str(tmp_path / "run"), Progress(io.StringIO())
     type_in(LIST)
     manifest = index.manifest_of("-", run, shown, overwrite=False)
