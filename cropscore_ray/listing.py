@@ -10,11 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cropscore_ray import schema, storage
 from cropscore_ray.datasets.records import other_kind
@@ -36,7 +37,7 @@ class GrowingManifest:
     uri: str
     folder_uri: str
     classes: list[ImageClass]
-    """The folder's own folders: an image's class is the one that it lies in."""
+    """The folder's own folders when the run began: an image's class is the one that it lies in."""
 
     @property
     def num_images(self) -> int | None:
@@ -83,18 +84,19 @@ class GrowingManifest:
                 return
 
 
-def growing_manifest(folder_uri: str, manifest_uri: str) -> GrowingManifest:
+def growing_manifest(folder_uri: str, manifest_uri: str, *, begun: bool) -> GrowingManifest:
     """Return the manifest of a folder, to be listed or listed already.
 
-    More folders than 10,000 in the folder are no classes.
+    More folders than 10,000 in the folder are no classes. If a run has `begun` on the chunks
+    that are there, its classes are theirs: by now the folder may have others.
     """
+    manifest = GrowingManifest(uri=manifest_uri, folder_uri=folder_uri, classes=[])
+    first = manifest.chunk_uri(0)
+    if begun and storage.exists(first):
+        return replace(manifest, classes=schema.read_classes(storage.open_table(first).schema))
     names = storage.folders_in(folder_uri)
     classes = [ImageClass(id=name, name=name) for name in names]
-    return GrowingManifest(
-        uri=manifest_uri,
-        folder_uri=folder_uri,
-        classes=classes if len(classes) <= _MOST_CLASSES else [],
-    )
+    return replace(manifest, classes=classes if len(classes) <= _MOST_CLASSES else [])
 
 
 @dataclass
@@ -103,6 +105,8 @@ class _Found:
 
     num_chunks: int = 0
     num_images: int = 0
+    num_late: int = 0
+    """Images in folders that came when the classes were known already; they have none."""
     last_uri: str = ""
     left_aside: Counter[str] = field(default_factory=Counter)
 
@@ -141,6 +145,7 @@ class Lister:
         with suppress(StorageError):  # no more can be done where nothing can be written
             record = {
                 "num_images": found.num_images,
+                "num_late": found.num_late,
                 "left_aside": dict(sorted(found.left_aside.items())),
                 "error": error,
             }
@@ -154,6 +159,8 @@ class Lister:
             rows = storage.read_table(self.manifest.chunk_uri(found.num_chunks))
             found.num_chunks += 1
             found.num_images += len(rows)
+            without_class = rows.filter(pc.is_null(rows["class_index"]))
+            found.num_late += sum(map(self._is_late, without_class["image_uri"].to_pylist()))
             found.last_uri = rows["image_uri"][-1].as_py()
             self.has_images.set()
         return found
@@ -169,6 +176,7 @@ class Lister:
                 continue
             rows.append(self._row(uri, found.num_images))
             found.num_images += 1
+            found.num_late += self._is_late(uri)
             if len(rows) == CHUNK_IMAGES or time.monotonic() - began_s > CHUNK_S:
                 yield self._table(rows)
                 rows, began_s = [], time.monotonic()
@@ -176,9 +184,17 @@ class Lister:
             yield self._table(rows)
 
     def _row(self, uri: str, image_id: int) -> dict[str, Any]:
-        first, *rest = uri.removeprefix(self.manifest.folder_uri).lstrip("/").split("/")
-        index = self._index.get(first) if rest else None
+        index = self._index.get(self._folder_of(uri))
         return {"image_id": image_id, "image_uri": uri, "class_index": index}
+
+    def _is_late(self, uri: str) -> bool:
+        folder = self._folder_of(uri)
+        return bool(self._index and folder) and folder not in self._index
+
+    def _folder_of(self, uri: str) -> str:
+        """Return the name of the first folder in which an image lies; empty if it lies in none."""
+        first, slash, _ = uri.removeprefix(self.manifest.folder_uri).lstrip("/").partition("/")
+        return first if slash else ""
 
     def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
         full = schema.with_classes(schema.MANIFEST, self.manifest.classes)

@@ -7,9 +7,15 @@ from contextlib import contextmanager
 from cropscore_ray import run_folder, storage
 from cropscore_ray.datasets import IndexReport, Progress, absolute_source, index_source
 from cropscore_ray.datasets.folder import require_folder
-from cropscore_ray.errors import DataError, RunConflictError
-from cropscore_ray.listing import GrowingManifest, Lister
-from cropscore_ray.manifest import StoredManifest, is_manifest, open_manifest, write_manifest
+from cropscore_ray.errors import ConfigError, DataError, RunConflictError
+from cropscore_ray.listing import GrowingManifest, Lister, growing_manifest
+from cropscore_ray.manifest import (
+    StoredManifest,
+    delete_manifest,
+    is_manifest,
+    open_manifest,
+    write_manifest,
+)
 from cropscore_ray.progress import Progress as Shown
 from cropscore_ray.uri_list import STDIN, write_list
 
@@ -55,6 +61,46 @@ def require_source(source: str, out: str) -> bool:
     return True
 
 
+def open_source(
+    source: str,
+    run_uri: str,
+    shown: Shown,
+    *,
+    overwrite: bool,
+    split: str | None = None,
+    name: str = "manifest",
+) -> StoredManifest | GrowingManifest:
+    """Return a source's manifest; that of a folder is still to be made, or to be gone on with.
+
+    Unless the source is a manifest, it is in RUN/NAME. Before the run begins there, it needs
+    `make_room`, and while it works, `listed`.
+    """
+    if not is_folder_source(source):
+        where = manifest_of(source, run_uri, shown, overwrite=overwrite, name=name)
+        return open_manifest(where, split)
+    if split is not None:
+        raise ConfigError(f"{source} is a folder and has no split {split!r}")
+    begun = _has_begun(run_uri) and not overwrite
+    return growing_manifest(storage.absolute_uri(source), storage.join(run_uri, name), begun=begun)
+
+
+def _has_begun(run_uri: str) -> bool:
+    """Tell whether a run goes on; a manifest without its run was left by a start that failed."""
+    return run_folder.read_record(run_uri) is not None
+
+
+def make_room(manifest: StoredManifest | GrowingManifest, run_uri: str, *, overwrite: bool) -> None:
+    """Clear what is not of the run that shall begin or go on in a folder.
+
+    That is another run if it is to be overwritten, and where a folder is to be listed, what was
+    listed for no run.
+    """
+    if overwrite:
+        run_folder.discard(run_uri)
+    if isinstance(manifest, GrowingManifest) and not _has_begun(run_uri):
+        delete_manifest(manifest.uri)
+
+
 def is_folder_source(source: str) -> bool:
     """Tell whether a source is a folder of images, which is listed while work goes on.
 
@@ -81,7 +127,7 @@ def manifest_of(
     if _is_manifest(source):
         return storage.absolute_uri(source)
     inside = storage.join(run_uri, name)
-    begun = run_folder.read_record(run_uri) is not None and not overwrite
+    begun = _has_begun(run_uri) and not overwrite
     if begun and source == STDIN:
         write_list(sys.stdin.buffer, inside, begun=True)  # compared with what is there
         return inside
@@ -89,7 +135,7 @@ def manifest_of(
         report = run(
             source,
             inside,
-            overwrite=True,  # a manifest without its run was left by a start that failed
+            overwrite=True,
             progress=lambda n, total: shown.update("index", n, total),
         )
         shown.say(render(report))
@@ -98,7 +144,7 @@ def manifest_of(
 
 @contextmanager
 def listed(
-    manifest: StoredManifest | GrowingManifest, run_uri: str, shown: Shown, *, afresh: bool
+    manifest: StoredManifest | GrowingManifest, run_uri: str, shown: Shown
 ) -> Iterator[None]:
     """List the folder of a growing manifest while the block runs; begin once it has an image.
 
@@ -106,7 +152,6 @@ def listed(
         manifest: where images go; nothing is done for a stored one.
         run_uri: the run folder, given up if the folder has no image.
         shown: told what was found.
-        afresh: forget what was listed before.
 
     Raises:
         DataError: the folder has no image.
@@ -114,15 +159,13 @@ def listed(
     if isinstance(manifest, StoredManifest):
         yield
         return
-    if afresh:
-        storage.delete_folder(manifest.uri)
     lister = Lister(manifest)
     lister.start()
     lister.has_images.wait()
     ended = manifest.ended()
     if ended and ended["error"] is None and ended["num_images"] == 0:
         run_folder.discard(run_uri)
-        storage.delete_folder(manifest.uri)
+        delete_manifest(manifest.uri)
         raise DataError(
             f"{manifest.folder_uri}: no image here{_others(ended['left_aside'])}",
             hint="check the location; an image set in a table is given as csv:FILE or parquet:URI",
@@ -130,7 +173,11 @@ def listed(
     yield
     ended = manifest.ended()
     assert ended is not None, "all images are done, so all were found"
-    shown.say(f"{ended['num_images']:,} images found{_others(ended['left_aside'])}")
+    late = f"; {ended['num_late']:,} lie in folders that came later and have no class"
+    shown.say(
+        f"{ended['num_images']:,} images found{late if ended['num_late'] else ''}"
+        f"{_others(ended['left_aside'])}"
+    )
 
 
 def _others(left_aside: dict[str, int]) -> str:

@@ -12,12 +12,8 @@ from cropscore_ray.config import SCORE_MODES, LocalizeConfig
 from cropscore_ray.datasets import absolute_source
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import index
-from cropscore_ray.listing import GrowingManifest, growing_manifest
-from cropscore_ray.manifest import (
-    StoredManifest,
-    match_classes,
-    open_manifest,
-)
+from cropscore_ray.listing import GrowingManifest
+from cropscore_ray.manifest import StoredManifest, match_classes
 from cropscore_ray.parts import BulkRun
 from cropscore_ray.pool import WorkerConfig
 from cropscore_ray.progress import Progress
@@ -65,11 +61,10 @@ def run(
     config = _with_mode(command, config, bundle)
     bundle.require(*required_parts(command, config))
     with lock.held(out, shown.say):
-        manifest = _open_source(source, out, split, shown, overwrite=overwrite)
+        manifest = index.open_source(source, out, shown, overwrite=overwrite, split=split)
         class_map = match_classes(manifest.classes, bundle.classes)
         _check_classes(config, manifest, class_map, model, shown)
-        if overwrite:
-            run_folder.discard(out)
+        index.make_room(manifest, out, overwrite=overwrite)
         folder = run_folder.open_run(
             out,
             table=TABLES[command],
@@ -92,7 +87,7 @@ def run(
                 config=config,
                 class_map=class_map,
             )
-            with index.listed(manifest, out, shown, afresh=overwrite):
+            with index.listed(manifest, out, shown):
                 pipeline.run_parts(
                     BulkRun(
                         command=command,
@@ -107,17 +102,6 @@ def run(
                 )
     _check_failures(folder.record["counts"], out, max_failed_fraction)
     return folder.record
-
-
-def _open_source(
-    source: str, out: str, split: str | None, shown: Progress, *, overwrite: bool
-) -> StoredManifest | GrowingManifest:
-    """Return the source's manifest; that of a folder is still to be made, or to be gone on with."""
-    if index.is_folder_source(source):
-        if split is not None:
-            raise ConfigError(f"{source} is a folder and has no split {split!r}")
-        return growing_manifest(storage.absolute_uri(source), storage.join(out, "manifest"))
-    return open_manifest(index.manifest_of(source, out, shown, overwrite=overwrite), split)
 
 
 def _check_failures(counts: dict[str, Any], out: str, max_failed_fraction: float) -> None:

@@ -1,17 +1,21 @@
 """A manifest that grows while its folder is listed: order, waiting, going on, failing."""
 
+import io
 import itertools
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from cropscore_ray import listing, storage
+from cropscore_ray import listing, run_folder, storage, uri_list
 from cropscore_ray.errors import DataError, StorageError
+from cropscore_ray.jobs import index
 from cropscore_ray.listing import GrowingManifest, Lister, growing_manifest
 from cropscore_ray.manifest import open_manifest, read_manifest
+from cropscore_ray.progress import Progress
 
 WAIT_S = 20
 
@@ -27,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def manifest(folder: Path, tmp_path: Path) -> GrowingManifest:
-    return growing_manifest(str(folder), str(tmp_path / "manifest"))
+    return growing_manifest(str(folder), str(tmp_path / "manifest"), begun=False)
 
 
 def list_to_the_end(manifest: GrowingManifest) -> None:
@@ -60,7 +64,7 @@ def test_images_get_ids_and_classes_in_that_order(manifest: GrowingManifest) -> 
     assert [one.id for one in manifest.classes] == ["a", "a-b", "b"]
     assert rows["class_index"].to_pylist() == [1, 0, 0, 2, None]
     ended = manifest.ended()
-    assert ended == {"num_images": 5, "left_aside": {"txt": 1}, "error": None}
+    assert ended == {"num_images": 5, "num_late": 0, "left_aside": {"txt": 1}, "error": None}
     assert open_manifest(manifest.uri).num_images == manifest.num_images == 5
 
 
@@ -136,7 +140,84 @@ def test_very_many_folders_are_no_classes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listing, "_MOST_CLASSES", 2)
-    found = growing_manifest(str(folder), str(tmp_path / "manifest"))
+    found = growing_manifest(str(folder), str(tmp_path / "manifest"), begun=False)
     assert found.classes == []
     list_to_the_end(found)
     assert read_manifest(found.uri).table["class_index"].null_count == 5
+
+
+def stop_after_one_chunk(manifest: GrowingManifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave what a listing leaves that was killed when it had written one image."""
+    monkeypatch.setattr(listing, "CHUNK_IMAGES", 1)
+    list_to_the_end(manifest)
+    for later in storage.list_files(manifest.uri)[1:]:
+        os.unlink(later)
+
+
+def class_names(manifest: GrowingManifest) -> dict[str, str | None]:
+    indexes = read_manifest(manifest.uri).table["class_index"].to_pylist()
+    classes = [None if at is None else manifest.classes[at].id for at in indexes]
+    return dict(zip(names(manifest), classes, strict=True))
+
+
+def test_a_folder_that_came_later_changes_no_class_and_is_counted(
+    folder: Path, manifest: GrowingManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after_one_chunk(manifest, monkeypatch)
+    for name in ("a-a/0.jpg", "aa/1.jpg", "z/1.jpg", "z/deep/2.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    again = growing_manifest(str(folder), manifest.uri, begun=True)
+    list_to_the_end(again)
+    assert class_names(again) == {
+        "a-b/1.jpg": "a-b",
+        "a/1.jpg": "a",
+        "a/2.png": "a",
+        "aa/1.jpg": None,
+        "b/x/deep.JPEG": "b",
+        "top.jpg": None,
+        "z/1.jpg": None,
+        "z/deep/2.jpg": None,
+    }
+    assert (again.ended() or {})["num_late"] == 3
+
+
+def test_late_images_of_an_earlier_start_are_counted_too(
+    folder: Path, manifest: GrowingManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after_one_chunk(manifest, monkeypatch)
+    (folder / "a" / "1.jpg").rename(folder / "a.jpg")
+    (folder / "aa").mkdir()
+    (folder / "aa" / "1.jpg").touch()
+    for _ in range(2):
+        list_to_the_end(growing_manifest(str(folder), manifest.uri, begun=True))
+        ended = manifest.ended()
+        assert ended is not None
+        assert ended["num_late"] == 1
+        os.unlink(storage.join(manifest.uri, "listing.json"))
+
+
+def test_a_folder_that_is_gone_leaves_the_others_their_classes(
+    folder: Path, manifest: GrowingManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after_one_chunk(manifest, monkeypatch)
+    shutil.rmtree(folder / "a")
+    shutil.rmtree(folder / "a-b")
+    again = growing_manifest(str(folder), manifest.uri, begun=True)
+    list_to_the_end(again)
+    assert class_names(again) == {"a-b/1.jpg": "a-b", "b/x/deep.JPEG": "b", "top.jpg": None}
+
+
+def test_chunks_of_no_run_are_not_gone_on_with(folder: Path, tmp_path: Path) -> None:
+    run, shown = str(tmp_path / "run"), Progress(io.StringIO())
+    uri_list.write_list([b"/elsewhere/0.jpg"], f"{run}/manifest", begun=False)
+    manifest = index.open_source(str(folder), run, shown, overwrite=False)
+    assert isinstance(manifest, GrowingManifest)
+    index.make_room(manifest, run, overwrite=False)
+    run_folder.open_run(run, table="predictions", identity={}, facts={})
+    list_to_the_end(manifest)
+    assert names(manifest) == ["a-b/1.jpg", "a/1.jpg", "a/2.png", "b/x/deep.JPEG", "top.jpg"]
+    again = index.open_source(str(folder), run, shown, overwrite=False)
+    assert again == manifest
+    index.make_room(again, run, overwrite=False)
+    assert manifest.num_images == 5
