@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cropscore_ray import schema, storage
-from cropscore_ray.datasets.records import other_kind
+from cropscore_ray.datasets.records import is_text, other_kind
 from cropscore_ray.errors import DataError, StorageError
 from cropscore_ray.manifest import recut
 from cropscore_ray.schema import ImageClass
@@ -87,16 +88,19 @@ class GrowingManifest:
 def growing_manifest(folder_uri: str, manifest_uri: str, *, begun: bool) -> GrowingManifest:
     """Return the manifest of a folder, to be listed or listed already.
 
-    More folders than 10,000 in the folder are no classes. If a run has `begun` on the chunks
+    More folders than 10,000 in the folder are no classes, and neither are those of S3 that stand
+    behind 10,000 files. If a run has `begun` on the chunks
     that are there, its classes are theirs: by now the folder may have others.
     """
     manifest = GrowingManifest(uri=manifest_uri, folder_uri=folder_uri, classes=[])
     first = manifest.chunk_uri(0)
     if begun and storage.exists(first):
         return replace(manifest, classes=schema.read_classes(storage.open_table(first).schema))
-    names = storage.folders_in(folder_uri)
-    classes = [ImageClass(id=name, name=name) for name in names]
-    return replace(manifest, classes=classes if len(classes) <= _MOST_CLASSES else [])
+    names = list(islice(storage.iter_folders(folder_uri), _MOST_CLASSES + 1))
+    if len(names) > _MOST_CLASSES:
+        return manifest
+    classes = [ImageClass(id=name, name=name) for name in sorted(names) if is_text(name)]
+    return replace(manifest, classes=classes)
 
 
 @dataclass

@@ -63,26 +63,31 @@ def code_of(error: ClientError) -> str:
 
 _PAGES = 10
 _LISTERS = 16
+_LARGE_FOLDER_KEYS = 64  # from so many on, a folder each for 16 is faster than pages for one
 
 
 def iter_keys(bucket: str, prefix: str, after: str = "") -> Iterator[str]:
     """Yield the keys below a prefix in order, from the one that follows `after` on.
 
     What looks like folders is listed side by side, ahead of its turn: the first pages of each;
-    what has more pages than that is listed on when it is its turn.
+    what has more pages than that is listed on in the same way when it is its turn.
     """
     with ThreadPoolExecutor(_LISTERS, thread_name_prefix="list") as pool:
-        ahead: deque[Callable[[], Iterator[str]]] = deque()
-        for name, is_folder in iter_level(bucket, prefix, after):
-            if is_folder:
-                first = pool.submit(_first_keys, bucket, name, after)
-                ahead.append(partial(_keys_of_folder, bucket, name, first))
-            else:
-                ahead.append(partial(iter, [name]))
-            if len(ahead) > 4 * _LISTERS:
-                yield from ahead.popleft()()
-        for one in ahead:
-            yield from one()
+        yield from _keys_below(pool, bucket, prefix, after)
+
+
+def _keys_below(pool: ThreadPoolExecutor, bucket: str, prefix: str, after: str) -> Iterator[str]:
+    ahead: deque[Callable[[], Iterator[str]]] = deque()
+    for name, is_folder in iter_level(bucket, prefix, after):
+        if is_folder:
+            first = pool.submit(_first_keys, bucket, name, after)
+            ahead.append(partial(_keys_of_folder, pool, bucket, name, first))
+        else:
+            ahead.append(partial(iter, [name]))
+        if len(ahead) > 4 * _LISTERS:
+            yield from ahead.popleft()()
+    for one in ahead:
+        yield from one()
 
 
 def iter_level(bucket: str, prefix: str, after: str = "") -> Iterator[tuple[str, bool]]:
@@ -102,13 +107,22 @@ def iter_level(bucket: str, prefix: str, after: str = "") -> Iterator[tuple[str,
 
 
 def _keys_of_folder(
-    bucket: str, prefix: str, first: Future[tuple[list[str], bool]]
+    pool: ThreadPoolExecutor, bucket: str, prefix: str, first: Future[tuple[list[str], bool]]
 ) -> Iterator[str]:
     keys, has_more = first.result()
     yield from keys
-    if has_more:
+    if has_more and _has_large_folders(prefix, keys):
+        yield from _keys_below(pool, bucket, prefix, keys[-1])
+    elif has_more:
         for page in _pages(bucket, prefix, keys[-1]):
             yield from (one["Key"] for one in page.get("Contents", []))
+
+
+def _has_large_folders(prefix: str, keys: list[str]) -> bool:
+    """Tell whether the folders of a folder are worth a request each, by its first keys."""
+    inside = [key.removeprefix(prefix).partition("/") for key in keys]
+    folders = {name for name, slash, _ in inside if slash}
+    return len(folders) * _LARGE_FOLDER_KEYS <= len(keys)
 
 
 def _first_keys(bucket: str, prefix: str, after: str) -> tuple[list[str], bool]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -27,6 +28,7 @@ from cropscore_ray.errors import DataError, StorageError
 
 FILE_SCHEME = "file://"
 _READERS = 16
+_FIRST_ENTRIES = 10_000
 
 Result = TypeVar("Result")
 
@@ -147,16 +149,27 @@ def _iter_tree(folder: str, seen: set[str]) -> Iterator[str]:
             yield from _iter_tree(where.rstrip("/"), seen)
 
 
-def folders_in(uri: str) -> list[str]:
-    """Return the names of the folders directly below a folder, sorted."""
+def iter_folders(uri: str) -> Iterator[str]:
+    """Yield the names of the folders directly below a folder, as they are found.
+
+    None if the first 10,000 entries of a prefix of S3 hold none: to find one far behind, all
+    files of a flat prefix would have to be listed.
+    """
     with _explained("list", uri):
         if uri.startswith(s3.SCHEME):
             bucket, prefix = s3.bucket_and_key(uri)
             level = s3.iter_level(bucket, f"{prefix}/" if prefix else "")
-            return [name.rstrip("/").rsplit("/", 1)[-1] for name, is_folder in level if is_folder]
-        fs, path = filesystem(uri)
-        found = fs.get_file_info(pafs.FileSelector(path))
-        return sorted(one.base_name for one in found if one.type == pafs.FileType.Directory)
+            first = list(islice(level, _FIRST_ENTRIES))
+            if any(is_folder for _, is_folder in first):
+                folders = (name for name, is_folder in chain(first, level) if is_folder)
+                yield from (name.rstrip("/").rsplit("/", 1)[-1] for name in folders)
+        elif is_remote(uri):
+            fs, path = filesystem(uri)
+            found = fs.get_file_info(pafs.FileSelector(path))
+            yield from (one.base_name for one in found if one.type == pafs.FileType.Directory)
+        else:
+            with os.scandir(absolute_uri(uri)) as entries:
+                yield from (one.name for one in entries if one.is_dir())
 
 
 def read_bytes(uri: str) -> bytes:

@@ -121,13 +121,13 @@ def part_images(files: Iterable[str]) -> tuple[list[str], dict[str, int]]:
 
 def other_kind(file: str) -> str | None:
     """Return what a file is that is no image: its extension, as a rule; None for an image."""
-    if not _is_text(file):
+    if not is_text(file):
         return "(name is not UTF-8)"
     extension = PurePosixPath(file).suffix[1:].lower()
     return None if extension in IMAGE_EXTENSIONS else extension or "(none)"
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
     """Tell whether a file's name can stand in a table."""
     try:
         name.encode()

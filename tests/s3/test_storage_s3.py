@@ -182,7 +182,9 @@ def test_of_an_archive_that_breaks_off_the_headers_before_are_read(s3_uri: str) 
     assert (report.num_images, list(report.problems)) == (2, ["unreadable_archive"])
 
 
-def test_keys_are_listed_in_order_over_pages_and_folders(s3_uri: str) -> None:
+def test_keys_are_listed_in_order_over_pages_and_folders(
+    s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bucket, prefix = s3.bucket_and_key(s3_uri)
     names = [f"many/{i:04d}.jpg" for i in range(1100)]
     names += ["many-more/1.jpg", "a.jpg", "a/b/c.jpg", "z/ä ö+%.jpg", "many.jpg"]
@@ -195,6 +197,13 @@ def test_keys_are_listed_in_order_over_pages_and_folders(s3_uri: str) -> None:
     for after in (expected[0], expected[5], expected[600], expected[-2], f"{s3_uri}/many/05"):
         later = [uri for uri in expected if uri > after]
         assert list(storage.iter_files(s3_uri, after)) == later
-    assert storage.folders_in(s3_uri) == ["a", "empty", "many-more", "many", "z"]
+    folders = ["a", "empty", "many-more", "many", "z"]
+    assert list(storage.iter_folders(s3_uri)) == folders
+    monkeypatch.setattr(storage, "_FIRST_ENTRIES", 2)  # a.jpg and a/
+    assert list(storage.iter_folders(s3_uri)) == folders
+    monkeypatch.setattr(storage, "_FIRST_ENTRIES", 1)
+    assert list(storage.iter_folders(s3_uri)) == []
+    monkeypatch.setattr(s3, "_PAGES", 1)  # what many/ has left is a level of its own
+    assert list(storage.iter_files(s3_uri)) == expected
     with pytest.raises(StorageError, match="cannot list s3://no-such-bucket-here"):
         next(storage.iter_files("s3://no-such-bucket-here/x"))

@@ -146,6 +146,12 @@ def test_very_many_folders_are_no_classes(
     assert read_manifest(found.uri).table["class_index"].null_count == 5
 
 
+def test_folders_whose_names_are_no_text_are_no_classes(folder: Path, tmp_path: Path) -> None:
+    os.mkdir(os.fsencode(folder) + b"/caf\xe9")
+    found = growing_manifest(str(folder), str(tmp_path / "manifest"), begun=False)
+    assert [one.id for one in found.classes] == ["a", "a-b", "b"]
+
+
 def stop_after_one_chunk(manifest: GrowingManifest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave what a listing leaves that was killed when it had written one image."""
     monkeypatch.setattr(listing, "CHUNK_IMAGES", 1)
