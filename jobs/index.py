@@ -173,7 +173,7 @@ def listed(
     yield
     ended = manifest.ended()
     assert ended is not None, "all images are done, so all were found"
-    late = f"; {ended['num_late']:,} lie in folders that came later and have no class"
+    late = f"; {ended['num_late']:,} of them in folders that came later, so without a class"
     shown.say(
         f"{ended['num_images']:,} images found{late if ended['num_late'] else ''}"
         f"{_others(ended['left_aside'])}"

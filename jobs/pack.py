@@ -6,7 +6,6 @@ from cropscore_ray import lock, packing, pipeline, run_folder, storage
 from cropscore_ray.datasets import absolute_source
 from cropscore_ray.errors import DataError
 from cropscore_ray.jobs import index
-from cropscore_ray.manifest import open_manifest
 from cropscore_ray.parts import BulkRun
 from cropscore_ray.progress import Progress
 
@@ -23,7 +22,8 @@ def run(
 
     Args:
         source: a manifest, or anything that `index` takes.
-        out: a folder, which becomes a run folder with shards/ and manifest/.
+        out: a folder, which becomes a run folder with shards/ and manifest/, and with source/,
+            the manifest of what is packed, unless `source` is one.
         shard_images: images an archive.
         overwrite: delete another packed set that is in the folder.
         progress: where to show it.
@@ -31,31 +31,32 @@ def run(
     shown = progress or Progress()
     out = storage.absolute_uri(out)
     with lock.held(out, shown.say):
-        listed = index.manifest_of(source, out, shown, overwrite=overwrite, name="source")
-        manifest = open_manifest(listed)
-        if not manifest.num_images:
+        manifest = index.open_source(source, out, shown, overwrite=overwrite, name="source")
+        if manifest.num_images == 0:
             raise DataError("there are no images to pack", hint="check the source")
-        if overwrite:
-            run_folder.discard(out)
+        index.make_room(manifest, out, overwrite=overwrite)
         folder = run_folder.open_run(
             out,
             table="manifest",
             identity={
                 "command": "pack",
-                "manifest": manifest.fingerprint,
+                "manifest": manifest.identity,
                 "config": {"shard_images": shard_images},
             },
             facts={"command": "pack", "source_uri": absolute_source(source)},
         )
         if folder.complete:
-            shown.say(f"{out} is complete: {manifest.num_images} images; nothing to do")
+            num_images = folder.record["counts"]["images"]
+            shown.say(f"{out} is complete: {num_images} images; nothing to do")
             return folder.record
-        pipeline.run_parts(
-            BulkRun(command="pack", manifest=manifest, part_images=shard_images, folder=folder),
-            pipeline.packed,
-            pipeline.Count(
-                columns=["image_uri"], by_status=lambda rows: packing.packed_by_status(rows, out)
-            ),
-            progress=shown.run("pack"),
-        )
+        with index.listed(manifest, out, shown):
+            pipeline.run_parts(
+                BulkRun(command="pack", manifest=manifest, part_images=shard_images, folder=folder),
+                pipeline.packed,
+                pipeline.Count(
+                    columns=["image_uri"],
+                    by_status=lambda rows: packing.packed_by_status(rows, out),
+                ),
+                progress=shown.run("pack"),
+            )
         return folder.record
