@@ -4,23 +4,33 @@ A fetch never raises: what could not be had is an ImageError in its place, and b
 row with a status.
 """
 
+import errno
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError, ClientError
 
 from cropscore_ray import retries, s3, shards, storage
-from cropscore_ray.errors import CropscoreError, ImageError
+from cropscore_ray.errors import ImageError, StorageError
 from cropscore_ray.shards import Cell, Member, Span
 
 Fetched = bytes | ImageError
 _Found = dict[str, Fetched]
 
-_MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
-_DENIED = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+LARGEST_BYTES = 512 * 2**20
+"""No image of 100 megapixels has more, and dozens of files are in memory at once."""
+
+_STATUSES = {
+    errno.ENOENT: "missing",
+    errno.ENOTDIR: "missing",
+    errno.EACCES: "denied",
+    errno.EPERM: "denied",
+    errno.EBUSY: "throttled",
+    errno.EFBIG: "too_large",
+}
 
 
 def fetch_images(uris: Iterable[str]) -> list[Fetched]:
@@ -77,31 +87,31 @@ def _read_span(span: Span) -> _Found:
 
 def _read_cells(cells: list[Cell]) -> _Found:
     """Read one column's cells; each row group that holds some is read once."""
-    file_uri, column = cells[0].file_uri, cells[0].column
-    found: _Found = {}
+    file_uri = cells[0].file_uri
     try:
-        with storage.open_file(file_uri) as stream:
-            file = pq.ParquetFile(stream)
-            start = 0
-            for group in range(file.num_row_groups):
-                stop = start + file.metadata.row_group(group).num_rows
-                some = [one for one in cells if start <= one.row < stop]
-                if some:
-                    values = _images(file.read_row_group(group, columns=[column])[column])
-                    found |= {one.uri: values[one.row - start].as_py() or b"" for one in some}
-                start = stop
-    except FileNotFoundError:
-        return {one.uri: ImageError("missing", f"no file {file_uri}") for one in cells}
-    except PermissionError:
-        return {one.uri: ImageError("denied", f"no permission for {file_uri}") for one in cells}
-    except (OSError, pa.ArrowException, KeyError, CropscoreError) as error:
-        reason = ImageError("unreachable", f"{file_uri}: {error}"[:300])
-        return {one.uri: found.get(one.uri, reason) for one in cells}
+        found = retries.persistently(lambda: _images_in(cells), _may_pass(file_uri))
+    except (OSError, StorageError, pa.ArrowException, KeyError) as error:
+        return {one.uri: _explained(file_uri, error) for one in cells}
     gone = {one.uri: ImageError("missing", f"{one.uri}: no such row") for one in cells}
     return gone | found
 
 
-def _images(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _images_in(cells: list[Cell]) -> _Found:
+    column, start = cells[0].column, 0
+    found: _Found = {}
+    with storage.open_file(cells[0].file_uri) as stream:
+        file = pq.ParquetFile(stream)
+        for group in range(file.num_row_groups):
+            stop = start + file.metadata.row_group(group).num_rows
+            some = [one for one in cells if start <= one.row < stop]
+            if some:
+                values = _encoded(file.read_row_group(group, columns=[column])[column])
+                found |= {one.uri: values[one.row - start].as_py() or b"" for one in some}
+            start = stop
+    return found
+
+
+def _encoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column's encoded images: its own, or the `bytes` of structs."""
     if pa.types.is_struct(column.type):
         return pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
@@ -110,41 +120,40 @@ def _images(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _read(uri: str, start: int = 0, stop: int | None = None) -> bytes:
     """Return a file's bytes, or those of a part of it, which may be fewer at the end."""
-    if uri.startswith(s3.SCHEME):
-        return _from_s3(uri, start, stop)
     try:
-        with storage.open_file(uri) as file:
-            file.seek(start)
-            return bytes(file.read() if stop is None else file.read(stop - start))
-    except FileNotFoundError as error:
-        raise ImageError("missing", f"no file {uri}") from error
-    except PermissionError as error:
-        raise ImageError("denied", f"no permission to read {uri}") from error
-    except (OSError, CropscoreError) as error:
-        raise ImageError("unreachable", f"{uri}: {error}"[:300]) from error
-
-
-def _from_s3(uri: str, start: int, stop: int | None) -> bytes:
-    bucket, key = s3.bucket_and_key(uri)
-    part = {} if stop is None else {"Range": f"bytes={start}-{stop - 1}"}
-
-    def read() -> bytes:
-        found = s3.client().get_object(Bucket=bucket, Key=key, **part, **s3.payer())
-        return bytes(found["Body"].read())
-
-    try:
-        return retries.persistently(read, s3.is_transient)
-    except (BotoCoreError, ClientError, OSError) as error:
-        if isinstance(error, ClientError) and s3.code_of(error) in ("InvalidRange", "416"):
-            return b""
+        return retries.persistently(lambda: _bytes(uri, start, stop), _may_pass(uri))
+    except (OSError, StorageError) as error:
         raise _explained(uri, error) from error
 
 
+def _bytes(uri: str, start: int, stop: int | None) -> bytes:
+    if uri.startswith(s3.SCHEME):
+        return s3.read(*s3.bucket_and_key(uri), start, stop, most=LARGEST_BYTES)
+    with storage.open_file(uri) as file:
+        size = file.seek(0, os.SEEK_END)
+        if (stop or size) - start > LARGEST_BYTES:
+            raise OSError(errno.EFBIG, f"{size:,} bytes", uri)
+        file.seek(start)
+        return bytes(file.read() if stop is None else file.read(stop - start))
+
+
+def _may_pass(uri: str) -> Callable[[Exception], bool]:
+    """Tell of errors whether to read a file again; a disk's are there to stay."""
+    if not storage.is_remote(uri):
+        return lambda error: False
+    return lambda error: s3.is_transient(error) and not _is_damage(uri, error)
+
+
+def _is_damage(uri: str, error: Exception) -> bool:
+    """Tell whether a file was read, but makes no sense."""
+    if isinstance(error, OSError):  # pyarrow's own have no errno, those of disks and S3 do
+        return error.errno is None and (uri.startswith(s3.SCHEME) or not storage.is_remote(uri))
+    return isinstance(error, (pa.ArrowException, KeyError))
+
+
 def _explained(uri: str, error: Exception) -> ImageError:
-    """Return the ImageError of what S3 answered, or of why it did not."""
-    if not isinstance(error, ClientError):
-        return ImageError("unreachable", f"{uri}: {type(error).__name__}: {error}"[:300])
-    code = s3.code_of(error)
-    status = "missing" if code in _MISSING else "denied" if code in _DENIED else "unreachable"
-    status = "throttled" if s3.is_throttled(error) else status
-    return ImageError(status, f"{uri}: {code}: {error}"[:300])
+    """Return the ImageError of what a disk or a store said, or of what was found there."""
+    number: int = getattr(error, "errno", None) or 0
+    status = "undecodable" if _is_damage(uri, error) else _STATUSES.get(number, "unreachable")
+    reason = getattr(error, "strerror", None) or error
+    return ImageError(status, f"{uri}: {reason}"[:300])

@@ -198,8 +198,7 @@ def _files_in_order(uri: str) -> list[str]:
 
 def _read_batches(files: list[str], columns: list[str]) -> Iterator[pa.Table]:
     for file in files:
-        fs, path = storage.filesystem(file)
-        with fs.open_input_file(path) as stream:
+        with storage.open_file(file) as stream:
             batches = pq.ParquetFile(stream).iter_batches(_BATCH_ROWS, columns=columns)
             for batch in batches:
                 yield pa.Table.from_batches([batch]).replace_schema_metadata(None)

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -39,8 +40,9 @@ def pack_part(block: pa.Table, run: BulkRun) -> pa.Table:
     columns = [{name: row[name] for name in schema.MANIFEST.names} for row in rows]
     full = schema.with_classes(schema.MANIFEST, run.manifest.classes)
     packed = schema.rows_to_table(columns, full)
-    where = run.folder.part_uri(number)
-    storage.persistently(where, lambda: storage.write_table(where, packed))
+    reached = all(row["fetch_status"] not in schema.UNREACHED for row in rows)
+    write = partial(run.folder.write_part, number, packed, reached=reached)
+    storage.persistently(run.folder.uri, write)
     return summary(packed, packed_by_status(packed, run.folder.uri))
 
 

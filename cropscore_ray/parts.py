@@ -108,7 +108,7 @@ def fetch_part(block: pa.Table) -> pa.Table:
 def _require_an_answer(number: int, fetched: list[Fetched], rows: list[Row]) -> None:
     """Raise StorageError if a store answered for no image of a part: that is no image's fault."""
     for row, one in zip(rows, fetched, strict=True):
-        answered = not isinstance(one, ImageError) or one.status not in ("unreachable", "throttled")
+        answered = not isinstance(one, ImageError) or one.status not in schema.UNREACHED
         if answered or not storage.is_remote(row["image_uri"]):
             return
     raise StorageError(f"no image of part {number} could be had; the first: {fetched[0]!s}")

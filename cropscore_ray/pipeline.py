@@ -89,7 +89,7 @@ def run_parts(
     Raises:
         CropscoreError: a worker failed; what is written stays, the same command goes on.
     """
-    done, num_left = frozenset(run.folder.done_parts()), None
+    done, num_left = frozenset(run.folder.written_parts() - run.folder.unreached), None
     num_before, num_images = len(done) * run.part_images, run.manifest.num_images
     if num_images is not None:
         num_parts = _num_parts(run, num_images)
@@ -203,7 +203,7 @@ def _complete(run: BulkRun, counted: Future[None], tally: Tally) -> None:
     num_images = run.manifest.num_images
     assert num_images is not None, "all parts are done, so all images were listed"
     num_parts, num_counted = _num_parts(run, num_images), tally.by_status.total()
-    written = storage.persistently(run.folder.uri, run.folder.done_parts)
+    written = storage.persistently(run.folder.uri, run.folder.written_parts)
     num_written = sum(number < num_parts for number in written)
     if (num_written, num_counted) != (num_parts, num_images):
         raise StorageError(

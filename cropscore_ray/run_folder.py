@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
+
 from cropscore_ray import storage
 from cropscore_ray.errors import RunConflictError
 
 FORMAT = 1
 TABLES = ("predictions", "scores")
 PACKED = ("manifest", "shards")
+_UNREACHED = "unreached"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +28,8 @@ class RunFolder:
     uri: str
     table: str
     record: dict[str, Any]
+    unreached: frozenset[int]
+    """Parts of earlier starts in which the store gave no answer for an image."""
 
     @property
     def complete(self) -> bool:
@@ -40,19 +45,35 @@ class RunFolder:
         """Return where a part's rows go."""
         return storage.join(self.table_uri, f"part-{part:07d}.parquet")
 
-    def done_parts(self) -> set[int]:
+    def written_parts(self) -> set[int]:
         """Return the numbers of the parts that are written."""
-        names = [uri.rsplit("/", 1)[-1] for uri in storage.list_files(self.table_uri)]
-        return {
-            int(name.removeprefix("part-").removesuffix(".parquet"))
-            for name in names
-            if name.startswith("part-") and name.endswith(".parquet")
-        }
+        return _numbers(self.table_uri, ".parquet")
+
+    def write_part(self, part: int, rows: pa.Table, *, reached: bool) -> None:
+        """Write a part's rows, and mark the part if the store gave no answer for an image of it.
+
+        A marked part is written, but the next start does it again.
+        """
+        mark = storage.join(self.uri, _UNREACHED, f"part-{part:07d}")
+        if not reached:
+            storage.write_bytes(mark, b"")
+        storage.write_table(self.part_uri(part), rows)
+        if reached and part in self.unreached and storage.exists(mark):
+            storage.delete_file(mark)
 
     def update(self, **fields: Any) -> None:
         """Change fields of run.json, atomically."""
         self.record.update(fields)
         storage.write_json(storage.join(self.uri, "run.json"), self.record)
+
+
+def _numbers(folder_uri: str, suffix: str = "") -> set[int]:
+    names = [uri.rsplit("/", 1)[-1] for uri in storage.list_files(folder_uri)]
+    return {
+        int(name.removeprefix("part-").removesuffix(suffix))
+        for name in names
+        if name.startswith("part-") and name.endswith(suffix)
+    }
 
 
 def now() -> str:
@@ -76,7 +97,7 @@ def discard(uri: str) -> None:
         return
     where = storage.join(uri, "run.json")
     storage.write_json(where, {**record, "complete": False})  # true at every moment of this
-    for name in PACKED if record.get("command") == "pack" else TABLES:
+    for name in (_UNREACHED, *(PACKED if record.get("command") == "pack" else TABLES)):
         storage.delete_folder(storage.join(uri, name))
     storage.delete_file(where)
 
@@ -96,7 +117,8 @@ def open_run(uri: str, *, table: str, identity: dict[str, Any], facts: dict[str,
     found = read_record(uri)
     if found is not None:
         _require_same(found.get("identity", {}), identity, uri)
-        return RunFolder(uri=uri, table=table, record=found)
+        unreached = frozenset(_numbers(storage.join(uri, _UNREACHED)))
+        return RunFolder(uri=uri, table=table, record=found, unreached=unreached)
     if storage.list_files(storage.join(uri, table)):
         raise RunConflictError(
             f"{uri} has a {table} folder but no run.json, so it belongs to nobody known",
@@ -110,7 +132,7 @@ def open_run(uri: str, *, table: str, identity: dict[str, Any], facts: dict[str,
         "counts": {},
         "times": {"started_at": now(), "finished_at": None, "wall_s": 0.0},
     }
-    run = RunFolder(uri=uri, table=table, record=record)
+    run = RunFolder(uri=uri, table=table, record=record, unreached=frozenset())
     run.update()
     return run
 

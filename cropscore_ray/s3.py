@@ -1,10 +1,17 @@
-"""The S3 client for what pyarrow's file system cannot do: many small reads, conditional writes."""
+"""S3 by boto3: all that is read, and conditional writes.
 
+pyarrow's own S3 knows no buckets whose readers pay, and tells no throttling from a missing
+file. What is written goes through it (`storage`).
+"""
+
+import errno
+import io
 import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -145,21 +152,125 @@ def _pages(bucket: str, prefix: str, after: str, **how: str) -> Iterator[dict[st
         where["ContinuationToken"] = page["NextContinuationToken"]
 
 
+def has_object(bucket: str, key: str) -> bool:
+    """Tell whether there is an object of this key."""
+    try:
+        num_bytes(bucket, key)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def has_any(bucket: str, prefix: str) -> bool:
+    """Tell whether there is an object below a prefix."""
+    with _as_on_a_disk(f"{SCHEME}{bucket}/{prefix}"):
+        page = client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1, **payer())
+    return bool(page.get("Contents"))
+
+
+def num_bytes(bucket: str, key: str) -> int:
+    """Return an object's size; OSError of the usual kinds."""
+    with _as_on_a_disk(f"{SCHEME}{bucket}/{key}"):
+        return int(client().head_object(Bucket=bucket, Key=key, **payer())["ContentLength"])
+
+
+def read(
+    bucket: str, key: str, start: int = 0, stop: int | None = None, *, most: int | None = None
+) -> bytes:
+    """Return an object's bytes, or those of a part of it, which may be fewer at the end.
+
+    Raises:
+        OSError: as a disk would: FileNotFoundError, PermissionError; errno EBUSY where the store
+            asks for fewer requests, EFBIG where there are more than `most` bytes, else EIO.
+    """
+    part = {} if (start, stop) == (0, None) else {"Range": f"bytes={start}-{_last(stop)}"}
+    uri = f"{SCHEME}{bucket}/{key}"
+    with _as_on_a_disk(uri):
+        try:
+            found = client().get_object(Bucket=bucket, Key=key, **part, **payer())
+        except ClientError as error:
+            if code_of(error) in ("InvalidRange", "416"):
+                return b""
+            raise
+        if most is not None and found.get("ContentLength", 0) > most:
+            found["Body"].close()
+            raise OSError(errno.EFBIG, f"{found['ContentLength']:,} bytes", uri)
+        return bytes(found["Body"].read())
+
+
+def _last(stop: int | None) -> str:
+    return "" if stop is None else str(stop - 1)
+
+
+class Reader(io.RawIOBase):
+    """An object as a file to be read, a request for each read; best with a buffer around it."""
+
+    def __init__(self, bucket: str, key: str) -> None:
+        self._bucket, self._key = bucket, key
+        self._size = num_bytes(bucket, key)
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Tell that it is."""
+        return True
+
+    def seekable(self) -> bool:
+        """Tell that it is."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place, and return it."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, or what there is of it."""
+        stop = min(self._at + len(buffer), self._size)
+        found = read(self._bucket, self._key, self._at, stop) if self._at < stop else b""
+        buffer[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+
+_MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
 _THROTTLED = {"SlowDown", "503", "429", "Throttling", "TooManyRequests", "RequestLimitExceeded"}
 _BUSY = {"InternalError", "500", "502", "504", "ServiceUnavailable", "RequestTimeout"}
+_STALE = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed"}
+_WILL_NOT_PASS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EINVAL, errno.EFBIG}
 
 
-def is_throttled(error: Exception) -> bool:
-    """Tell whether S3 asks for fewer requests."""
-    return isinstance(error, ClientError) and code_of(error) in _THROTTLED
+@contextmanager
+def _as_on_a_disk(uri: str) -> Iterator[None]:
+    """Raise what a disk would in place of what S3 answers."""
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        code = f"{code_of(error)}: " if isinstance(error, ClientError) else ""
+        raise OSError(_errno(error), f"{code}{error}", uri) from error
+
+
+def _errno(error: Exception) -> int:
+    if isinstance(error, ClientError):
+        code = code_of(error)
+        if code in _MISSING:
+            return errno.ENOENT
+        if code in _THROTTLED:
+            return errno.EBUSY
+        # Credentials may be refreshed; anything else was said of this object, and stands.
+        return errno.EIO if code in _BUSY | _STALE else errno.EACCES
+    passes = isinstance(error, (HTTPClientError, ConnectionError))
+    return errno.EIO if passes else errno.EINVAL
 
 
 def is_transient(error: Exception) -> bool:
     """Tell whether the same request may succeed in a while."""
-    if isinstance(error, ClientError):
-        return code_of(error) in _THROTTLED | _BUSY
-    broken = isinstance(error, (HTTPClientError, ConnectionError))
-    return broken or (isinstance(error, OSError) and not isinstance(error, BotoCoreError))
+    if isinstance(error, (BotoCoreError, ClientError)):
+        return _errno(error) not in _WILL_NOT_PASS
+    return isinstance(error, OSError) and error.errno not in _WILL_NOT_PASS
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:

@@ -27,10 +27,13 @@ STATUSES = {
     "empty": "the file has no bytes",
     "undecodable": "the bytes are not a whole image",
     "unsupported": "an image or document of a format that is not read",
-    "too_large": "more pixels than are safe to decode",
+    "too_large": "more pixels, or bytes, than are safe to decode",
     "crashed": "the process that worked on it died, and again when it was tried alone",
     "no_label": "the class was asked from the manifest, which has none for this image",
 }
+
+UNREACHED = frozenset({"unreachable", "throttled"})
+"""Nothing was said of the image itself: it may be had another time."""
 
 MANIFEST = pa.schema(
     [

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -78,9 +79,10 @@ class StageActor:
         number, table = from_row(block)
         with self.scores_one:
             rows = self._score(number, table.to_pylist())
-        where = self.folder.part_uri(number)
-        storage.persistently(where, lambda: storage.write_table(where, rows))
         by_status = images_by_status(rows)
+        reached = not schema.UNREACHED & by_status.keys()
+        write = partial(self.folder.write_part, number, rows, reached=reached)
+        storage.persistently(self.folder.uri, write)
         self.telemetry.did(by_status)
         return summary(rows, by_status)
 

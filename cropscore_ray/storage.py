@@ -29,6 +29,7 @@ from cropscore_ray.errors import DataError, StorageError
 FILE_SCHEME = "file://"
 _READERS = 16
 _FIRST_ENTRIES = 10_000
+_BUFFER_BYTES = 2**18  # small tables are read at once, with their footer
 
 Result = TypeVar("Result")
 
@@ -55,9 +56,13 @@ def persistently(uri: str, action: Callable[[], Result]) -> Result:
 
     What fails on a disk is not tried again: a full one will not pass.
     """
-    return retries.persistently(
-        action, lambda error: isinstance(error, (StorageError, OSError)) and is_remote(uri)
-    )
+    return retries.persistently(action, lambda error: is_remote(uri) and _may_pass(error))
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    if isinstance(error, StorageError):
+        return _may_pass(error.__cause__)
+    return isinstance(error, Exception) and s3.is_transient(error)
 
 
 @contextmanager
@@ -65,7 +70,7 @@ def _explained(action: str, uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowInvalid, BotoCoreError, ClientError) as error:
-        reason = str(error).splitlines()[0][:300]
+        reason = str(getattr(error, "strerror", None) or error).splitlines()[0][:300]
         hint = "check the path, its permissions and, for s3://, the AWS settings"
         raise StorageError(f"cannot {action} {uri}: {reason}", hint=hint) from error
 
@@ -87,13 +92,26 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 def exists(uri: str) -> bool:
     """Tell whether a file or a folder is there."""
+    if uri.startswith(s3.SCHEME):
+        with _explained("look at", uri):
+            bucket, key = s3.bucket_and_key(uri)
+            return bool(key and s3.has_object(bucket, key)) or s3.has_any(*_prefix(uri))
     fs, path = filesystem(uri)
     with _explained("look at", uri):
         return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
 
 
+def _prefix(uri: str) -> tuple[str, str]:
+    """Return the bucket of an S3 folder, and what the keys below it begin with."""
+    bucket, key = s3.bucket_and_key(uri)
+    return bucket, f"{key}/" if key else ""
+
+
 def is_folder(uri: str) -> bool:
     """Tell whether a URI names a folder (on S3: a prefix with something below it)."""
+    if uri.startswith(s3.SCHEME):
+        with _explained("look at", uri):
+            return s3.has_any(*_prefix(uri))
     fs, path = filesystem(uri)
     with _explained("look at", uri):
         return bool(fs.get_file_info(path).type == pafs.FileType.Directory)
@@ -101,6 +119,8 @@ def is_folder(uri: str) -> bool:
 
 def list_files(uri: str) -> list[str]:
     """Return the URIs of all files below a folder, sorted; an empty list if there is none."""
+    if uri.startswith(s3.SCHEME):
+        return list(iter_files(uri))
     fs, path = filesystem(uri)
     with _explained("list", uri):
         if not is_remote(uri):
@@ -119,9 +139,9 @@ def iter_files(uri: str, after: str = "") -> Iterator[str]:
     """
     with _explained("list", uri):
         if uri.startswith(s3.SCHEME):
-            bucket, prefix = s3.bucket_and_key(uri)
+            bucket, prefix = _prefix(uri)
             start = s3.bucket_and_key(after)[1] if after else ""
-            for key in s3.iter_keys(bucket, f"{prefix}/" if prefix else "", start):
+            for key in s3.iter_keys(bucket, prefix, start):
                 if not key.endswith("/"):  # an empty object in place of a folder
                     yield f"{s3.SCHEME}{bucket}/{key}"
         elif is_remote(uri):
@@ -149,6 +169,18 @@ def _iter_tree(folder: str, seen: set[str]) -> Iterator[str]:
             yield from _iter_tree(where.rstrip("/"), seen)
 
 
+def file_names_in(uri: str) -> set[str]:
+    """Return the names of the files directly below a folder; none if there is none."""
+    with _explained("list", uri):
+        if uri.startswith(s3.SCHEME):
+            bucket, prefix = _prefix(uri)
+            level = s3.iter_level(bucket, prefix)
+            return {key.removeprefix(prefix) for key, is_folder in level if not is_folder}
+        fs, path = filesystem(uri)
+        found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return {one.base_name for one in found if one.is_file}
+
+
 def iter_folders(uri: str) -> Iterator[str]:
     """Yield the names of the folders directly below a folder, as they are found.
 
@@ -157,8 +189,7 @@ def iter_folders(uri: str) -> Iterator[str]:
     """
     with _explained("list", uri):
         if uri.startswith(s3.SCHEME):
-            bucket, prefix = s3.bucket_and_key(uri)
-            level = s3.iter_level(bucket, f"{prefix}/" if prefix else "")
+            level = s3.iter_level(*_prefix(uri))
             first = list(islice(level, _FIRST_ENTRIES))
             if any(is_folder for _, is_folder in first):
                 folders = (name for name, is_folder in chain(first, level) if is_folder)
@@ -174,9 +205,11 @@ def iter_folders(uri: str) -> Iterator[str]:
 
 def read_bytes(uri: str) -> bytes:
     """Return a file's content; StorageError says why it could not be read."""
-    fs, path = filesystem(uri)
-    with _explained("read", uri), fs.open_input_stream(path) as stream:
-        return bytes(stream.read())
+    with _explained("read", uri):
+        if uri.startswith(s3.SCHEME):
+            return s3.read(*s3.bucket_and_key(uri))
+        with open_file(uri) as stream:
+            return bytes(stream.read())
 
 
 def open_file(uri: str, *, buffer_bytes: int | None = None) -> IO[bytes]:
@@ -186,6 +219,8 @@ def open_file(uri: str, *, buffer_bytes: int | None = None) -> IO[bytes]:
     """
     if not is_remote(uri):
         return open(absolute_uri(uri), "rb")
+    if uri.startswith(s3.SCHEME):
+        return io.BufferedReader(s3.Reader(*s3.bucket_and_key(uri)), buffer_bytes or _BUFFER_BYTES)
     fs, path = filesystem(uri)
     stream = fs.open_input_file(path)
     found: IO[bytes] = io.BufferedReader(stream, buffer_bytes) if buffer_bytes else stream
@@ -255,8 +290,12 @@ def table_files(uri: str) -> list[str]:
 def open_table(uri: str) -> pads.Dataset:
     """Open a Parquet file, or all Parquet files below a folder, without reading rows."""
     files = table_files(uri)
-    fs, _ = filesystem(uri)
     with _explained("read", uri):
+        if uri.startswith(s3.SCHEME):
+            parquet = pads.ParquetFileFormat()
+            some = [parquet.make_fragment(open_file(file)) for file in files]
+            return pads.FileSystemDataset(some, some[0].physical_schema, parquet)
+        fs, _ = filesystem(uri)
         return pads.dataset([filesystem(file)[1] for file in files], filesystem=fs)
 
 

@@ -32,6 +32,7 @@ def run(
     config: LocalizeConfig,
     split: str | None = None,
     overwrite: bool = False,
+    retry: bool = False,
     max_failed_fraction: float = 1.0,
     workers: WorkerConfig | None = None,
     progress: Progress | None = None,
@@ -50,6 +51,8 @@ def run(
         config: what to compute.
         split: of the manifest; None takes all its images.
         overwrite: delete another run that is in the folder.
+        retry: of a complete run, do those parts again in which the store gave no answer for
+            an image; a run that goes on does so anyway.
         max_failed_fraction: of the images, before the run counts as failed; it always does
             when all of them failed.
         workers: the processes that hold the model.
@@ -77,6 +80,8 @@ def run(
             },
             facts=_facts(command, bundle, source, manifest.uri, split, config),
         )
+        if retry and folder.unreached:
+            folder.update(complete=False)
         if folder.complete:
             num_images = folder.record["counts"]["images"]
             shown.say(f"{out} is complete: {num_images} images; nothing to do")
@@ -100,7 +105,10 @@ def run(
                     workers=workers,
                     progress=shown.run(command),
                 )
-    _check_failures(folder.record["counts"], out, max_failed_fraction)
+    counts = folder.record["counts"]
+    if schema.UNREACHED & counts["by_status"].keys():
+        shown.say("where the store gave no answer, the same command with --retry asks again")
+    _check_failures(counts, out, max_failed_fraction)
     return folder.record
 
 

@@ -65,6 +65,11 @@ def _bulk_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.FloatRange(0, 1),
             help="What each takes of a GPU; 0 for CPUs. Without it 1 where there are GPUs.",
         ),
+        click.option(
+            "--retry",
+            is_flag=True,
+            help="Of a complete run, try again what was unreachable or throttled.",
+        ),
         split_option,
         overwrite_option,
     ):

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TypeVar
 
-import pyarrow.fs as pafs
 from PIL import Image, UnidentifiedImageError
 
 from cropscore_ray import fetch, shards, storage
@@ -92,14 +91,8 @@ def _size_of_bytes(data: fetch.Fetched) -> Size | Finding:
 
 def _image_size(image_uri: str) -> Size | Finding:
     try:
-        filesystem, path = storage.filesystem(image_uri)
-        with filesystem.open_input_stream(path) as stream:
-            head = io.BytesIO(stream.read(HEAD_BYTES))
-        try:
-            return _header_size(head)
-        except _PILLOW_ERRORS:
-            with filesystem.open_input_file(path) as file:
-                return _header_size(file)
+        with storage.open_file(image_uri, buffer_bytes=HEAD_BYTES) as file:
+            return _header_size(file)
     except FileNotFoundError:
         return Finding("image_without_file", "no file at this URI")
     except (StorageError, *_PILLOW_ERRORS) as error:
@@ -139,8 +132,6 @@ def missing_files(uris: Sequence[str]) -> dict[str, Finding]:
 
 def _names_in(folder_uri: str) -> set[str] | Finding:
     try:
-        filesystem, path = storage.filesystem(folder_uri)
-        selector = pafs.FileSelector(path, recursive=False, allow_not_found=True)
-        return {info.base_name for info in filesystem.get_file_info(selector) if info.is_file}
-    except (OSError, UnicodeDecodeError, StorageError) as error:
+        return storage.file_names_in(folder_uri)
+    except (UnicodeDecodeError, StorageError) as error:
         return Finding("image_without_file", f"its folder cannot be listed: {error}")

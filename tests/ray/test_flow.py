@@ -214,6 +214,29 @@ def test_an_image_that_vanished_is_a_row(flow: Flow):
     assert found == {"a.jpg": "ok", "b.jpg": "missing"}
 
 
+def test_what_the_storage_gave_no_answer_for_is_asked_for_again(
+    flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (30, 30)).save(tmp_path / name)
+    index.run(str(tmp_path), str(tmp_path / "manifest"))
+    (tmp_path / "b.jpg").rename(tmp_path / "c")
+    (tmp_path / "b.jpg").mkdir()  # it cannot be read, and may be there another time
+    source, out = str(tmp_path / "manifest"), str(tmp_path / "run")
+    flow.localize(out, source=source)
+    assert "--retry asks again" in capsys.readouterr().err
+    assert [row["status"] for row in rows(out)] == ["ok"] * 5 + ["unreachable"]
+    (tmp_path / "b.jpg").rmdir()
+    (tmp_path / "c").rename(tmp_path / "b.jpg")
+    flow.localize(out, source=source)
+    assert "nothing to do" in capsys.readouterr().err
+    record = flow.localize(out, source=source, retry=True)
+    assert record["counts"]["by_status"] == {"ok": 2}
+    assert [row["status"] for row in rows(out)] == ["ok"] * 10
+    flow.localize(out, source=source, retry=True)
+    assert "nothing to do" in capsys.readouterr().err
+
+
 def test_score_writes_the_scores_table(flow: Flow):
     out = str(flow.folder / "scores")
     localize.run(

@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import (
     ClientError,
@@ -20,6 +22,7 @@ from cropscore_ray import fetch, retries, schema
 from cropscore_ray.errors import ImageError
 from cropscore_ray.fetch import fetch_image, fetch_images
 from cropscore_ray.s3 import is_transient
+from cropscore_ray.shards import Cell
 
 
 class FakeS3:
@@ -52,7 +55,7 @@ def failure(uri: str) -> ImageError:
     with pytest.raises(ImageError) as caught:
         fetch_image(uri)
     assert caught.value.status in schema.STATUSES
-    assert uri in str(caught.value)
+    assert uri.split("#")[0] in str(caught.value)
     return caught.value
 
 
@@ -102,6 +105,8 @@ def test_an_s3_key_goes_out_as_it_is(s3: FakeS3) -> None:
         ("error/404", "missing"),
         ("error/AccessDenied", "denied"),
         ("error/SignatureDoesNotMatch", "denied"),
+        ("error/InvalidObjectState", "denied"),
+        ("error/ExpiredToken", "unreachable"),
         ("error/SlowDown", "throttled"),
         ("error/InternalError", "unreachable"),
         ("timeout", "unreachable"),
@@ -125,6 +130,31 @@ def test_what_may_pass_is_asked_for_again_until_it_counts_as_a_failure(
 def test_what_will_not_pass_is_asked_for_once(s3: FakeS3, key: str) -> None:
     failure(f"s3://bucket/{key}")
     assert len(s3.asked) == 1
+
+
+def test_a_file_too_large_to_hold_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "LARGEST_BYTES", 10)
+    (tmp_path / "a.jpg").write_bytes(bytes(10))
+    (tmp_path / "b.jpg").write_bytes(bytes(11))
+    assert fetch_image(str(tmp_path / "a.jpg")) == bytes(10)
+    error = failure(str(tmp_path / "b.jpg"))
+    assert (error.status, "11 bytes" in str(error)) == ("too_large", True)
+
+
+def test_an_object_too_large_to_hold_is_not_read(
+    s3: FakeS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Endless(io.BytesIO):
+        def read(self, *sizes: int | None) -> bytes:
+            raise AssertionError("it was read")
+
+    def get_object(**where: str) -> dict[str, Any]:
+        return {"Body": Endless(), "ContentLength": fetch.LARGEST_BYTES + 1}
+
+    monkeypatch.setattr(s3, "get_object", get_object)
+    assert failure("s3://bucket/key").status == "too_large"
 
 
 def test_missing_credentials_do_not_pass() -> None:
@@ -160,6 +190,54 @@ def test_a_body_that_breaks_off_is_asked_for_again(s3: FakeS3) -> None:
     s3.get_object = breaks_once  # type: ignore[method-assign]
     assert fetch_image("s3://bucket/key") == b"key"
     assert len(s3.asked) == 2
+
+
+class OneObject(FakeS3):
+    """One object under every key; the requests go wrong that `wrong` has errors for."""
+
+    def __init__(self, data: bytes, wrong: list[Exception]) -> None:
+        super().__init__()
+        self.data, self.wrong = data, wrong
+
+    def head_object(self, **where: str) -> dict[str, Any]:
+        return {"ContentLength": len(self.data)}
+
+    def get_object(self, *, Range: str = "bytes=0-", **where: str) -> dict[str, Any]:
+        if self.wrong:
+            raise self.wrong.pop()
+        start, stop = Range.removeprefix("bytes=").split("-")
+        return {"Body": io.BytesIO(self.data[int(start) : int(stop or 10**9) + 1])}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ([], [b"one", b"two"]),
+        ([EndpointConnectionError(endpoint_url="http://s3")], [b"one", b"two"]),
+        ([ClientError({"Error": {"Code": "SlowDown"}}, "GetObject")], [b"one", b"two"]),
+        ([ClientError({"Error": {"Code": "SlowDown"}}, "GetObject")] * 10**5, ["throttled"] * 2),
+        ([ClientError({"Error": {"Code": "AccessDenied"}}, "GetObject")] * 9, ["denied"] * 2),
+    ],
+)
+@pytest.mark.usefixtures("s3")
+def test_images_inside_a_table_are_asked_for_again_like_others(
+    wrong: list[Exception], expected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"image": [b"one", b"two"]}), sink)
+    monkeypatch.setattr(fetch.s3, "client", lambda: OneObject(sink.getvalue(), wrong))
+    cells = [Cell("s3://bucket/a.parquet", row, "image").uri for row in (0, 1)]
+    found = fetch_images(cells)
+    assert [one.status if isinstance(one, ImageError) else one for one in found] == expected
+
+
+def test_a_damaged_table_is_undecodable_and_no_fault_of_the_store(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [b"one" * 1000, b"two" * 999]}), path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[20:60] = bytes(40)
+    path.write_bytes(data)
+    assert failure(Cell(str(path), 0, "image").uri).status == "undecodable"
 
 
 @pytest.mark.usefixtures("s3")

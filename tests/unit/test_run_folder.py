@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from cropscore_ray.errors import RunConflictError
@@ -27,10 +28,11 @@ def open_with(uri: str, **changes: Any) -> RunFolder:
     return open_run(uri, table="predictions", identity=identity, facts={"source_uri": "here"})
 
 
-def write_part(run: RunFolder, part: int) -> None:
-    path = Path(run.part_uri(part))
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(b"rows")
+ROWS = pa.table({"image_id": [1]})
+
+
+def write_part(run: RunFolder, part: int, *, reached: bool = True) -> None:
+    run.write_part(part, ROWS, reached=reached)
 
 
 def test_a_new_run_tells_what_it_is_before_any_row(uri: str) -> None:
@@ -40,10 +42,10 @@ def test_a_new_run_tells_what_it_is_before_any_row(uri: str) -> None:
     assert record["identity"] == IDENTITY
     assert record["source_uri"] == "here"
     assert record["complete"] is run.complete is False
-    assert run.done_parts() == set()
+    assert run.written_parts() == set()
 
 
-def test_parts_that_are_written_are_done(uri: str) -> None:
+def test_parts_that_are_written_are_known(uri: str) -> None:
     run = open_with(uri)
     for part in (0, 12, 1_234_567, 12_345_678):
         write_part(run, part)
@@ -51,7 +53,7 @@ def test_parts_that_are_written_are_done(uri: str) -> None:
     (table / ".part-0000003.parquet.f00").write_bytes(b"half")
     (table / "summary.parquet").write_bytes(b"")
     assert (table / "part-0000012.parquet").exists()
-    assert run.done_parts() == {0, 12, 1_234_567, 12_345_678}
+    assert run.written_parts() == {0, 12, 1_234_567, 12_345_678}
 
 
 def test_the_same_run_goes_on_with_its_record(uri: str) -> None:
@@ -61,7 +63,27 @@ def test_the_same_run_goes_on_with_its_record(uri: str) -> None:
     again = open_with(uri)
     assert again.record == first.record
     assert again.record["counts"] == {"images": 3}
-    assert again.done_parts() == {4}
+    assert again.written_parts() == {4}
+
+
+def test_a_part_that_the_store_did_not_answer_for_is_marked_until_it_does(uri: str) -> None:
+    run = open_with(uri)
+    write_part(run, 4)
+    write_part(run, 7, reached=False)
+    assert run.written_parts() == {4, 7}
+    again = open_with(uri)
+    assert again.unreached == {7}
+    write_part(again, 7, reached=False)
+    assert open_with(uri).unreached == {7}
+    write_part(again, 7)
+    assert open_with(uri).unreached == frozenset()
+    assert again.written_parts() == {4, 7}
+
+
+def test_a_run_that_is_discarded_leaves_no_mark(uri: str) -> None:
+    write_part(open_with(uri), 7, reached=False)
+    discard(uri)
+    assert open_with(uri).unreached == frozenset()
 
 
 def test_a_complete_run_says_so_when_it_is_opened(uri: str) -> None:
@@ -123,7 +145,7 @@ def test_a_discarded_run_leaves_room_for_another(uri: str) -> None:
     discard(uri)
     assert list(Path(uri).iterdir()) == [notes]
     discard(uri)
-    assert open_with(uri, model="beef").done_parts() == set()
+    assert open_with(uri, model="beef").written_parts() == set()
 
 
 def test_a_folder_with_other_files_can_hold_a_run(uri: str) -> None:
