@@ -6,19 +6,10 @@ changes one field of it, and the resolved config is written beside every output.
 
 from dataclasses import dataclass, field
 
-from cropscore_ray.errors import ConfigError
+from cropscore_ray.rules import check, one_of, require
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def _require(holds: bool, name: str, value: object, rule: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name} is {value!r}, but it must be {rule}")
-
-
-def _one_of(known: tuple[str, ...], name: str, value: str) -> None:
-    _require(value in known, name, value, "one of " + ", ".join(known))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,16 +26,16 @@ class PreprocessConfig:
     """RGB standard deviation of values in [0, 1]."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             32 <= self.input_px <= 1024, "preprocess.input_px", self.input_px, "from 32 to 1024"
         )
-        _require(
+        require(
             self.frame_px >= self.input_px,
             "preprocess.frame_px",
             self.frame_px,
             f"at least preprocess.input_px ({self.input_px})",
         )
-        _require(min(self.std) > 0, "preprocess.std", self.std, "above 0")
+        require(min(self.std) > 0, "preprocess.std", self.std, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +49,8 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         known = ("googlenet", "inception-bn", "googlenet-small")
-        _one_of(known, "network.architecture", self.architecture)
-        _require(0 < self.width <= 4, "network.width", self.width, "above 0 and at most 4")
+        one_of(known, "network.architecture", self.architecture)
+        require(0 < self.width <= 4, "network.width", self.width, "above 0 and at most 4")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,19 +77,14 @@ class SgdConfig:
 
     def check(self, name: str) -> None:
         """Raise ConfigError if a field breaks its rule; `name` is the dotted prefix."""
-        _require(self.epochs >= 0, f"{name}.epochs", self.epochs, "0 or more")
-        _require(self.batch_size >= 1, f"{name}.batch_size", self.batch_size, "1 or more")
+        check(self, name, "0 or more", "epochs", "weight_decay")
+        check(self, name, "1 or more", "batch_size")
+        check(self, name, "above 0", "learning_rate")
+        check(self, name, "from 0 to below 1", "ema_decay")
         passes = self.pass_size is None or self.pass_size >= 1
-        _require(passes, f"{name}.pass_size", self.pass_size, "1 or more, or null")
-        _require(self.learning_rate > 0, f"{name}.learning_rate", self.learning_rate, "above 0")
-        _require(self.weight_decay >= 0, f"{name}.weight_decay", self.weight_decay, "0 or more")
-        _one_of(("cosine", "step"), f"{name}.schedule", self.schedule)
-        _require(0 <= self.ema_decay < 1, f"{name}.ema_decay", self.ema_decay, "from 0 to below 1")
-        _one_of(("sgd", "adamw"), f"{name}.optimizer", self.optimizer)
-
-
-def _check_smoothing(name: str, share: float) -> None:
-    _require(0 <= share < 1, f"{name}.label_smoothing", share, "from 0 to below 1")
+        require(passes, f"{name}.pass_size", self.pass_size, "1 or more, or null")
+        one_of(("cosine", "step"), f"{name}.schedule", self.schedule)
+        one_of(("sgd", "adamw"), f"{name}.optimizer", self.optimizer)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,18 +106,11 @@ class ClassifierConfig(SgdConfig):
 
     def __post_init__(self) -> None:
         self.check("classifier")
-        _check_smoothing("classifier", self.label_smoothing)
-        for name in ("photometric", "aux_weight"):
-            value = getattr(self, name)
-            _require(0 <= value <= 1, f"classifier.{name}", value, "from 0 to 1")
-        _require(
+        check(self, "classifier", "from 0 to below 1", "label_smoothing")
+        check(self, "classifier", "from 0 to 1", "photometric", "aux_weight")
+        check(self, "classifier", "above 0 and at most 1", "min_area_fraction")
+        require(
             1 <= self.num_members <= 9, "classifier.num_members", self.num_members, "from 1 to 9"
-        )
-        _require(
-            0 < self.min_area_fraction <= 1,
-            "classifier.min_area_fraction",
-            self.min_area_fraction,
-            "above 0 and at most 1",
         )
 
 
@@ -160,12 +139,11 @@ class ScorerConfig(SgdConfig):
 
     def __post_init__(self) -> None:
         self.check("scorer")
-        _check_smoothing("scorer", self.label_smoothing)
-        for name in ("context_fraction", "jitter_fraction", "grid_fraction"):
-            value = getattr(self, name)
-            _require(0 <= value <= 1, f"scorer.{name}", value, "from 0 to 1")
+        check(self, "scorer", "from 0 to below 1", "label_smoothing")
+        fractions = ("context_fraction", "jitter_fraction", "grid_fraction")
+        check(self, "scorer", "from 0 to 1", *fractions)
         whole = min(self.level_shares) >= 0 and abs(sum(self.level_shares) - 1) < 1e-9
-        _require(
+        require(
             whole, "scorer.level_shares", self.level_shares, "three numbers from 0 that add up to 1"
         )
 
@@ -181,7 +159,7 @@ class LocalizerConfig:
     loss: str = "euclidean"
     """euclidean (the poster's), l2 (its square), l1 or giou; of corners as fractions."""
     epochs: int = 60
-    """Passes of the shared training; the best epoch on held-back images is kept."""
+    """Passes of the shared training; the best epoch on images held back to choose is kept."""
     batch_size: int = 128
     """Images a step."""
     learning_rate: float = 1e-3
@@ -191,7 +169,11 @@ class LocalizerConfig:
     dropout: float = 0.1
     """After each hidden layer, in the shared training."""
     held_back_fraction: float = 0.15
-    """Share of the localizer's images that choose the epoch and fit the confidence."""
+    """Share of the localizer's images that no network learns from, classifiers included.
+
+    One half of them chooses the epoch and the class-wise steps; the other fits the confidence
+    and gives the held-back error, and nothing else.
+    """
     classwise_epochs: int = 30
     """Full-batch steps of the class-wise fine-tuning; 0 leaves the shared regressor."""
     classwise_learning_rate: float = 3e-4
@@ -203,25 +185,14 @@ class LocalizerConfig:
 
     def __post_init__(self) -> None:
         widths = bool(self.hidden) and min(self.hidden) >= 1
-        _require(widths, "localizer.hidden", self.hidden, "one width or more, each above 0")
-        _one_of(("zscore", "l2", "raw"), "localizer.normalization", self.normalization)
-        _one_of(("euclidean", "l2", "l1", "giou"), "localizer.loss", self.loss)
-        for name in ("epochs", "batch_size", "classwise_min_images"):
-            value = getattr(self, name)
-            _require(value >= 1, f"localizer.{name}", value, "1 or more")
-        for name in ("weight_decay", "classwise_epochs", "classwise_pull"):
-            value = getattr(self, name)
-            _require(value >= 0, f"localizer.{name}", value, "0 or more")
-        for name in ("learning_rate", "classwise_learning_rate"):
-            value = getattr(self, name)
-            _require(value > 0, f"localizer.{name}", value, "above 0")
-        _require(0 <= self.dropout < 1, "localizer.dropout", self.dropout, "from 0 to below 1")
-        _require(
-            0 < self.held_back_fraction < 1,
-            "localizer.held_back_fraction",
-            self.held_back_fraction,
-            "above 0 and below 1",
-        )
+        require(widths, "localizer.hidden", self.hidden, "one width or more, each above 0")
+        one_of(("zscore", "l2", "raw"), "localizer.normalization", self.normalization)
+        one_of(("euclidean", "l2", "l1", "giou"), "localizer.loss", self.loss)
+        check(self, "localizer", "1 or more", "epochs", "batch_size", "classwise_min_images")
+        check(self, "localizer", "0 or more", "weight_decay", "classwise_epochs", "classwise_pull")
+        check(self, "localizer", "above 0", "learning_rate", "classwise_learning_rate")
+        check(self, "localizer", "from 0 to below 1", "dropout")
+        check(self, "localizer", "above 0 and below 1", "held_back_fraction")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,17 +218,17 @@ class VoterConfig(SgdConfig):
     smallest_window: float = 0.5
     """Every second image is seen through a window whose sides are at least this share of its."""
     held_back_fraction: float = 0.1
-    """Share of the localizer's images that fit the confidence, and nothing else."""
+    """Share of the localizer's images, 5,000 at most, that no network learns from.
+
+    They fit the confidence and give the held-back error, and nothing else.
+    """
 
     def __post_init__(self) -> None:
         self.check("voter")
-        for name in ("num_heads", "width"):
-            value = getattr(self, name)
-            _require(value >= 1, f"voter.{name}", value, "1 or more")
-        _require(0 <= self.dropout < 1, "voter.dropout", self.dropout, "from 0 to below 1")
-        for name in ("smallest_window", "held_back_fraction"):
-            value = getattr(self, name)
-            _require(0 < value <= 1, f"voter.{name}", value, "above 0 and at most 1")
+        check(self, "voter", "1 or more", "num_heads", "width")
+        check(self, "voter", "from 0 to below 1", "dropout")
+        check(self, "voter", "above 0 and at most 1", "smallest_window")
+        check(self, "voter", "above 0 and below 1", "held_back_fraction")
 
 
 SCORE_MODES = ("exact", "pyramid")
@@ -288,13 +259,13 @@ class TrainConfig:
     use_gpu: bool | None = None
     """None: a GPU a worker where the cluster has one."""
     localizer_fraction: float = 0.5
-    """Share of the boxed training images that the scorer never sees.
+    """Share of the boxed training images that the scorer never sees; some are held back.
 
     The localizer trains on the scores of these: on images that the scorer has learnt,
     scores are cleaner than they will ever be again (METHOD row 15).
     """
     max_localizer_images: int | None = None
-    """Cap on the images scored for the localizer; None: all of them."""
+    """Cap on the localizer's images, those held back among them; None: all of them."""
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
@@ -303,23 +274,28 @@ class TrainConfig:
     voter: VoterConfig = field(default_factory=VoterConfig)
 
     def __post_init__(self) -> None:
-        _one_of(MODES, "mode", self.mode)
-        _require(self.num_workers >= 1, "num_workers", self.num_workers, "1 or more")
-        _require(
+        one_of(MODES, "mode", self.mode)
+        require(self.num_workers >= 1, "num_workers", self.num_workers, "1 or more")
+        require(
             self.min_workers is None or 1 <= self.min_workers <= self.num_workers,
             "min_workers",
             self.min_workers,
             f"from 1 to num_workers ({self.num_workers}), or null",
         )
-        _require(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
+        require(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
         # A scorer that is taken as it is needs no images.
         all_of_them = self.localizer_fraction == 1 and self.scorer.epochs == 0
-        _require(
+        require(
             0 < self.localizer_fraction < 1 or all_of_them,
             "localizer_fraction",
             self.localizer_fraction,
             "above 0 and below 1, or 1 with scorer.epochs 0",
         )
+
+    @property
+    def held_back_fraction(self) -> float:
+        """Share of the localizer's images that is held back, in this mode."""
+        return (self.voter if self.mode == "votes" else self.localizer).held_back_fraction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -339,8 +315,8 @@ class LocalizeConfig:
 
     def __post_init__(self) -> None:
         if self.mode is not None:
-            _one_of(MODES, "mode", self.mode)
-        _one_of(("predicted", "label", "both"), "classes", self.classes)
-        _require(1 <= self.top_k <= 1000, "top_k", self.top_k, "from 1 to 1000")
-        _require(self.part_images >= 1, "part_images", self.part_images, "1 or more")
-        _require(self.max_megapixels > 0, "max_megapixels", self.max_megapixels, "above 0")
+            one_of(MODES, "mode", self.mode)
+        one_of(("predicted", "label", "both"), "classes", self.classes)
+        require(1 <= self.top_k <= 1000, "top_k", self.top_k, "from 1 to 1000")
+        require(self.part_images >= 1, "part_images", self.part_images, "1 or more")
+        require(self.max_megapixels > 0, "max_megapixels", self.max_megapixels, "above 0")

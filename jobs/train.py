@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import is_dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from cropscore_ray import storage
@@ -22,7 +23,7 @@ from cropscore_ray.errors import ConfigError
 from cropscore_ray.jobs import localize, recipes
 from cropscore_ray.manifest import Manifest, write_manifest
 from cropscore_ray.progress import Progress
-from cropscore_ray.settings import to_dict
+from cropscore_ray.settings import to_dict, with_settings
 from cropscore_ray.training import cluster
 from cropscore_ray.training.shares import TrainingRun, split_boxed, training_manifest
 from cropscore_ray.training.stages import (
@@ -83,15 +84,23 @@ def first_config(stage: str, *, model: str, recipe: str | None) -> TrainConfig:
     named = recipes.get(recipe)
     if stage in ("classifier", "all"):
         return named
-    return replace(named, **{name: getattr(own, name) for name in _settled(stage)})
+    kept = {name: _plain(attrgetter(name)(own)) for name in _settled(stage, own, named)}
+    return with_settings(named, [f"{name}={json.dumps(value)}" for name, value in kept.items()])
 
 
-def _settled(stage: str) -> list[str]:
-    """Return the fields of a config that a stage may not change in a bundle with parts."""
+def _settled(stage: str, own: TrainConfig, new: TrainConfig) -> list[str]:
+    """Return the fields of its config that a stage may not change in a bundle with parts."""
     before = [] if stage == "all" else list(STAGES[: STAGES.index(stage)])
-    # The seed and the share decide which images the scorer has seen, the mode decides how.
-    shares = ["seed", "localizer_fraction", "mode"] if stage == "localizer" else []
-    return ["network", "preprocess", *shares, *before]
+    settled = ["network", "preprocess", *before]
+    if "scorer" in before:
+        # The seed and the share decide which images the scorer has seen, the mode decides how.
+        settled += ["seed", "localizer_fraction", "mode"]
+    if "classifier" in before and own.classifier.epochs:
+        # So do these which images the classifiers have not seen.
+        held_back = f"{'voter' if own.mode == 'votes' else 'localizer'}.held_back_fraction"
+        settled += ["seed", "localizer_fraction", "max_localizer_images", held_back]
+        settled += ["mode"] if "votes" in (own.mode, new.mode) else []
+    return settled
 
 
 def _open(stage: str, model: str, config: TrainConfig, manifest: Manifest) -> Bundle:
@@ -111,8 +120,8 @@ def _open(stage: str, model: str, config: TrainConfig, manifest: Manifest) -> Bu
             f"{len(manifest.classes)}",
             hint="train into another --model",
         )
-    for name in _settled(stage) if found.parts else ():
-        old, new = getattr(found.config, name), getattr(config, name)
+    for name in _settled(stage, found.config, config) if found.parts else ():
+        old, new = (attrgetter(name)(one) for one in (found.config, config))
         if old != new:
             raise ConfigError(
                 f"the model {model} has {name} {_plain(old)}, not {_plain(new)}",
@@ -197,7 +206,7 @@ def _score_images(run: TrainingRun, bundle: Bundle, manifest: Manifest, shown: P
 
     It stays in the bundle: other settings of the localizer need no new scores.
     """
-    _, rows = split_boxed(manifest, run.config)
+    rows = split_boxed(manifest, run.config).scored
     images = Manifest(table=rows, classes=manifest.classes)
     where = _folder(run, f"scores-{_digest([bundle.fingerprint, images.fingerprint()])}")
     source = storage.join(where, "manifest")
@@ -249,11 +258,15 @@ def _stage_fingerprint(stage: str, run: TrainingRun, bundle: Bundle, manifest: M
         "common": [config[name] for name in ("seed", "preprocess", "network")],
         "parts": [bundle.parts.get(name, {}).get("sha256") for name in _upstream(stage)],
     }
-    if stage == "localizer" and run.config.mode == "votes":
+    is_voting = run.config.mode == "votes"
+    if stage == "localizer" and is_voting:
         depends["settings"] = config["voter"]
     if stage != "classifier":
         depends["mode"] = config["mode"]
         depends["shares"] = [config["localizer_fraction"], config["max_localizer_images"]]
+    elif run.config.classifier.epochs:  # on the images that are not held back
+        depends["shares"] = [config["localizer_fraction"], config["max_localizer_images"]]
+        depends["held_back"] = [run.config.held_back_fraction, is_voting]
     return _digest(depends)
 
 

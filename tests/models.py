@@ -16,12 +16,15 @@ def random_model(uri: str, num_classes: int = 8) -> Bundle:
     torch.manual_seed(7)
     network = make_network(config.network, num_classes).eval()
     scores_NF, corners_N2 = torch.randn(40, 140), torch.rand(40, 2) * 0.5
+    scored = ScoredImages(
+        scores_NF=scores_NF,
+        classes_N=torch.arange(40) % num_classes,
+        boxes_NM4=torch.cat([corners_N2, corners_N2 + 0.4], 1)[:, None],
+    )
     localizer, _ = train_localizer(
-        ScoredImages(
-            scores_NF=scores_NF,
-            classes_N=torch.arange(40) % num_classes,
-            boxes_NM4=torch.cat([corners_N2, corners_N2 + 0.4], 1)[:, None],
-        ),
+        scored.take(torch.arange(34)),
+        scored.take(torch.arange(34, 37)),
+        scored.take(torch.arange(37, 40)),
         num_classes=num_classes,
         config=config.localizer,
         seed=7,

@@ -31,7 +31,7 @@ from cropscore_ray.training.classwise import Hidden
 from cropscore_ray.training.confidence import fit_confidence
 from cropscore_ray.training.losses import NO_BOX, best_iou, box_loss
 
-_MIN_HELD_BACK = 2  # fewer held-back images cannot tell whether a class gained
+_MIN_CHOOSING = 2  # fewer images cannot tell whether a class gained
 
 Progress = Callable[[str, int, int, Callable[[], str]], None]
 
@@ -81,7 +81,7 @@ def with_mirror_images(data: ScoredImages) -> ScoredImages:
 
 def pad_boxes(boxes: list[NDArray[np.float64]]) -> Tensor:
     """Return lists of unit boxes as one tensor, (N, M, 4), padded with NO_BOX."""
-    most = max(len(some) for some in boxes)
+    most = max((len(some) for some in boxes), default=0)
     padded = torch.full((len(boxes), most, 4), NO_BOX)
     for i, some in enumerate(boxes):
         padded[i, : len(some)] = torch.from_numpy(np.asarray(some, np.float32))
@@ -89,7 +89,9 @@ def pad_boxes(boxes: list[NDArray[np.float64]]) -> Tensor:
 
 
 def train_localizer(
-    data: ScoredImages,
+    train: ScoredImages,
+    choosing: ScoredImages,
+    judging: ScoredImages,
     *,
     num_classes: int,
     config: LocalizerConfig,
@@ -98,24 +100,32 @@ def train_localizer(
 ) -> tuple[Localizer, dict[str, Any]]:
     """Train the shared regressor, the class-wise ones and the confidence.
 
+    Args:
+        train: images to learn boxes from.
+        choosing: others, which choose the epoch and each class's step.
+        judging: others again, which fit the confidence.
+        num_classes: of the model.
+        config: the settings.
+        seed: of first weights and order.
+        progress: told of epochs.
+
     Returns:
-        the localizer, and what the held-back images say: class-known error of the shared
-        and of the class-wise regressors, and how many classes have their own.
+        the localizer, and what the judging images say: class-known error of the shared
+        and of the class-wise regressors; and how many classes have their own.
     """
     torch.manual_seed(seed)
-    order = torch.randperm(len(data))
-    num_held = max(1, round(len(data) * config.held_back_fraction))
-    train, held = with_mirror_images(data.take(order[num_held:])), data.take(order[:num_held])
-    shared = _train_shared(train, held, num_classes, config, progress)
-    localizer = _train_classwise(shared, train, held, config, progress)
-    boxes_N4 = localizer.boxes(held.scores_NF, held.classes_N)
-    hits_N = best_iou(boxes_N4, held.boxes_NM4) >= 0.5
-    confidence = fit_confidence(box_evidence(held.scores_NF, boxes_N4), hits_N)
-    shared_N4 = shared.boxes(held.scores_NF, held.classes_N)
-    shared_hits_N = best_iou(shared_N4, held.boxes_NM4) >= 0.5
+    train = with_mirror_images(train)
+    shared = _train_shared(train, choosing, num_classes, config, progress)
+    localizer = _train_classwise(shared, train, choosing, config, progress)
+    boxes_N4 = localizer.boxes(judging.scores_NF, judging.classes_N)
+    hits_N = best_iou(boxes_N4, judging.boxes_NM4) >= 0.5
+    confidence = fit_confidence(box_evidence(judging.scores_NF, boxes_N4), hits_N)
+    shared_N4 = shared.boxes(judging.scores_NF, judging.classes_N)
+    shared_hits_N = best_iou(shared_N4, judging.boxes_NM4) >= 0.5
     metrics = {
-        "num_train": len(data) - num_held,
-        "num_held_back": len(held),
+        "num_train": len(train) // 2,  # mirrors aside
+        "num_choosing": len(choosing),
+        "num_judging": len(judging),
         "held_back_error": 1 - float(hits_N.float().mean()),
         "held_back_error_shared": 1 - float(shared_hits_N.float().mean()),
         "num_classwise": len(localizer.heads_G4H) - 1,
@@ -137,16 +147,16 @@ def _make_regressor(num_scores: int, first_box_4: Tensor, config: LocalizerConfi
 
 def _train_shared(
     train: ScoredImages,
-    held: ScoredImages,
+    choosing: ScoredImages,
     num_classes: int,
     config: LocalizerConfig,
     progress: Progress,
 ) -> Localizer:
-    """Return the regressor of the epoch with the lowest held-back loss, for all classes."""
+    """Return the regressor for all classes, of the epoch whose loss on `choosing` is lowest."""
     # Start from the mean first box: the regressor then learns only what scores tell.
     model = _make_regressor(train.scores_NF.shape[1], train.boxes_NM4[:, 0].mean(0), config)
     features = normalize_scores(train.scores_NF, config.normalization)
-    held_features = normalize_scores(held.scores_NF, config.normalization)
+    chosen_by = normalize_scores(choosing.scores_NF, config.normalization)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
@@ -162,7 +172,7 @@ def _train_shared(
         schedule.step()
         model.eval()
         with torch.no_grad():
-            held_loss = float(box_loss(model(held_features), held.boxes_NM4, config.loss).mean())
+            held_loss = float(box_loss(model(chosen_by), choosing.boxes_NM4, config.loss).mean())
         if held_loss < best_loss:
             best_loss, best = held_loss, copy.deepcopy(model.state_dict())
         progress(
@@ -182,18 +192,18 @@ def _train_shared(
 def _train_classwise(
     localizer: Localizer,
     train: ScoredImages,
-    held: ScoredImages,
+    choosing: ScoredImages,
     config: LocalizerConfig,
     progress: Progress,
 ) -> Localizer:
     """Fine-tune the last layer of every class that has the images for it; keep what gained."""
     slot_of_class = localizer.slot_of_class.clone()
-    classes_G = _rich_classes(train, held, len(slot_of_class), config)
+    classes_G = _rich_classes(train, choosing, len(slot_of_class), config)
     if not len(classes_G):
         return localizer
-    seen, judged = (_hidden(localizer, data) for data in (train, held))
+    seen, chosen_by = (_hidden(localizer, data) for data in (train, choosing))
     heads_G4H, gained_G = classwise.fine_tune(
-        localizer.heads_G4H[0], seen, judged, classes_G, config
+        localizer.heads_G4H[0], seen, chosen_by, classes_G, config
     )
     slot_of_class[classes_G[gained_G]] = torch.arange(1, int(gained_G.sum()) + 1)
     num_classes = len(classes_G)
@@ -216,11 +226,11 @@ def _hidden(localizer: Localizer, data: ScoredImages) -> Hidden:
 
 
 def _rich_classes(
-    train: ScoredImages, held: ScoredImages, num_classes: int, config: LocalizerConfig
+    train: ScoredImages, choosing: ScoredImages, num_classes: int, config: LocalizerConfig
 ) -> Tensor:
     if config.classwise_epochs == 0:
         return torch.empty(0, dtype=torch.int64)
     counts = torch.bincount(train.classes_N, minlength=num_classes) // 2  # mirrors aside
     enough = counts >= config.classwise_min_images
-    judged = torch.bincount(held.classes_N, minlength=num_classes) >= _MIN_HELD_BACK
-    return (enough & judged).nonzero()[:, 0]
+    can_choose = torch.bincount(choosing.classes_N, minlength=num_classes) >= _MIN_CHOOSING
+    return (enough & can_choose).nonzero()[:, 0]

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 
 from cropscore_ray import baselines, fetch, geometry, images, schema, storage, voting
 from cropscore_ray.bundle import LOCALIZER, SCORER, Bundle, classifier_part, load_bundle
@@ -26,7 +26,9 @@ from cropscore_ray.training.regressor import ScoredImages, pad_boxes, train_loca
 from cropscore_ray.training.sgd import NetworkTask, State, Worker, train_networks
 from cropscore_ray.training.shares import (
     TrainingRun,
+    classifier_rows,
     labelled_images,
+    sized,
     split_boxed,
     training_manifest,
     unit_boxes,
@@ -39,17 +41,17 @@ _CAM_IMAGES = 300  # enough to choose one threshold of a coarse grid
 
 
 def train_classifiers(run: TrainingRun, worker: Worker) -> dict[str, State]:
-    """Train the classification networks on all labelled images; see `train_networks`."""
+    """Train the classification networks on labelled images; see `train_networks`."""
     config = run.config
     manifest = training_manifest(run.manifest_uri, run.split)
-    rows = manifest.table.filter(manifest.table["class_index"].is_valid())
+    labelled = labelled_images(classifier_rows(manifest, config))
     make = partial(initial_network, config, len(manifest.classes))
     tasks = []
     for member in range(config.classifier.num_members):
         seed = config.seed * 1000 + member
         sampler = classifier_sampler(config.classifier)
         dataset = CropDataset(
-            labelled_images(rows), sampler, config.preprocess, seed, config.classifier.photometric
+            labelled, sampler, config.preprocess, seed, config.classifier.photometric
         )
         task = NetworkTask(
             name=classifier_part(member),
@@ -71,15 +73,14 @@ def train_scorer(run: TrainingRun, worker: Worker) -> dict[str, State]:
     """Fine-tune classifier 0 on crops, or regions, of the scorer's images; see TrainConfig.mode."""
     config = run.config
     bundle = load_bundle(run.model_uri)
-    rows, _ = split_boxed(training_manifest(run.manifest_uri, run.split), config)
+    rows = split_boxed(training_manifest(run.manifest_uri, run.split), config).scorer
+    labelled = labelled_images(rows)
     seed = config.seed * 1000 + 500
     make = partial(bundle.network, classifier_part(0))
     sampler = scorer_sampler(config.scorer)
-    dataset: ImageDataset = CropDataset(labelled_images(rows), sampler, config.preprocess, seed)
+    dataset: ImageDataset = CropDataset(labelled, sampler, config.preprocess, seed)
     if config.mode == "pyramid":
-        dataset = PyramidDataset(
-            labelled_images(rows), config.scorer, config.preprocess, seed, make().stride
-        )
+        dataset = PyramidDataset(labelled, config.scorer, config.preprocess, seed, make().stride)
     task = NetworkTask(
         name=SCORER,
         make=make,
@@ -102,17 +103,14 @@ def train_regressors(run: TrainingRun, scores_uri: str, worker: Worker) -> dict[
         {"tensors": of the localizer, "metrics": …, "baselines": …}.
     """
     bundle = load_bundle(run.model_uri)
-    _, rows = split_boxed(training_manifest(run.manifest_uri, run.split), run.config)
-    scores, rows = _join_scores(scores_uri, rows)
-    labelled = labelled_images(rows)
-    unit = unit_boxes(rows, labelled)
-    data = ScoredImages(
-        scores_NF=torch.from_numpy(scores),
-        classes_N=torch.from_numpy(labelled.classes),
-        boxes_NM4=pad_boxes(unit),
+    shares = split_boxed(training_manifest(run.manifest_uri, run.split), run.config)
+    train, choosing, judging = _scored_images(
+        scores_uri, [shares.localizer, shares.choosing, shares.judging]
     )
     localizer, metrics = train_localizer(
-        data,
+        train,
+        choosing,
+        judging,
         num_classes=len(bundle.classes),
         config=run.config.localizer,
         seed=run.config.seed,
@@ -121,7 +119,7 @@ def train_regressors(run: TrainingRun, scores_uri: str, worker: Worker) -> dict[
     return {
         "tensors": localizer.to_tensors(),
         "metrics": metrics,
-        "baselines": _fit_baselines(bundle, labelled, unit),
+        "baselines": _fit_baselines(bundle, shares.localizer),
     }
 
 
@@ -133,14 +131,11 @@ def train_voter(run: TrainingRun, worker: Worker) -> dict[str, Any]:
     """
     config = run.config
     bundle = load_bundle(run.model_uri)
-    _, rows = split_boxed(training_manifest(run.manifest_uri, run.split), config)
-    labelled = labelled_images(rows.filter(rows["width_px"].is_valid()))
+    shares = split_boxed(training_manifest(run.manifest_uri, run.split), config)
     seed = config.seed * 1000 + 700
-    order = np.random.default_rng(seed).permutation(len(labelled))
-    num_held = max(1, round(len(labelled) * config.voter.held_back_fraction))
     network = bundle.network(SCORER)
     dataset = VoteDataset(
-        labelled.take(order[num_held:]), config.voter, config.preprocess, seed, network.stride
+        labelled_images(shares.localizer), config.voter, config.preprocess, seed, network.stride
     )
     task = NetworkTask(
         name=LOCALIZER,
@@ -160,11 +155,12 @@ def train_voter(run: TrainingRun, worker: Worker) -> dict[str, Any]:
     trained = train_networks([task], worker)[LOCALIZER]
     if worker.rank != 0:
         return {}
-    tensors, metrics = _with_confidence(bundle, trained["weights"], labelled.take(order[:num_held]))
+    judging = labelled_images(shares.judging)
+    tensors, metrics = _with_confidence(bundle, trained["weights"], judging)
     return {
         "tensors": tensors,
         "metrics": {**metrics, "num_train": len(dataset), "epochs": trained["metrics"]},
-        "baselines": _fit_baselines(bundle, labelled, unit_boxes(rows, labelled)),
+        "baselines": _fit_baselines(bundle, shares.localizer),
     }
 
 
@@ -194,12 +190,16 @@ def _with_confidence(
         )
     hits_N = torch.tensor(hits)
     confidence = fit_confidence(torch.stack(evidence), hits_N)
-    metrics = {"num_held_back": len(hits), "held_back_error": 1 - float(hits_N.float().mean())}
+    metrics = {"num_judging": len(hits), "held_back_error": 1 - float(hits_N.float().mean())}
     return voting.to_tensors(weights, confidence), metrics
 
 
-def _join_scores(scores_uri: str, rows: pa.Table) -> tuple[NDArray[np.float32], pa.Table]:
-    """Return the class-known scores, (N, 140), and the manifest rows they belong to."""
+def _scored_images(scores_uri: str, shares: list[pa.Table]) -> list[ScoredImages]:
+    """Return shares of the localizer's images with their class-known scores, where there are any.
+
+    Raises:
+        DataError: fewer than ten have scores, or none of a share.
+    """
     table = storage.read_table(scores_uri)
     schema.check_table(table.schema, schema.SCORES, scores_uri)
     known = {
@@ -207,31 +207,43 @@ def _join_scores(scores_uri: str, rows: pa.Table) -> tuple[NDArray[np.float32], 
         for row in table.to_pylist()
         if row["status"] == schema.OK and row["class_rank"] == 0
     }
-    sized = rows["width_px"].is_valid().to_pylist()
-    ids = rows["image_id"].to_pylist()
-    keep = [one in known and has_size for one, has_size in zip(ids, sized, strict=True)]
-    rows = rows.filter(pa.array(keep, pa.bool_()))
-    if len(rows) < 10:
+    found = [_with_scores(sized(rows), known) for rows in shares]
+    counts = [len(some) for some in found]
+    if sum(counts) < 10 or 0 in counts:
         raise DataError(
-            f"{scores_uri} has class-known scores of only {len(rows)} training images",
-            hint="the localizer needs ten at the very least, and a thousand to be good",
+            f"{scores_uri} has class-known scores of only {sum(counts)} training images: "
+            f"{counts[0]} to learn from, {counts[1]} to choose by and {counts[2]} to judge by",
+            hint="the localizer needs ten at the very least, some of each, and a thousand to be "
+            "good",
         )
-    scores = np.array([known[one] for one in rows["image_id"].to_pylist()], np.float32)
-    return scores, rows
+    return found
 
 
-def _fit_baselines(
-    bundle: Bundle, labelled: LabelledImages, unit: list[NDArray[np.float64]]
-) -> dict[str, Any]:
+def _with_scores(rows: pa.Table, known: dict[int, list[float]]) -> ScoredImages:
+    """Return those of the rows whose scores are known."""
+    rows = rows.filter(pc.is_in(rows["image_id"], pa.array(list(known), pa.int64())))
+    labelled = labelled_images(rows)
+    scores = [known[image_id] for image_id in rows["image_id"].to_pylist()]
+    return ScoredImages(
+        scores_NF=torch.tensor(scores, dtype=torch.float32),
+        classes_N=torch.from_numpy(labelled.classes),
+        boxes_NM4=pad_boxes(unit_boxes(rows, labelled)),
+    )
+
+
+def _fit_baselines(bundle: Bundle, rows: pa.Table) -> dict[str, Any]:
     """Return the best constant box and the best CAM threshold on training images."""
     scorer = CropScorer(bundle)
+    rows = sized(rows)
+    labelled = labelled_images(rows)
+    unit = unit_boxes(rows, labelled)
     maps, boxes = [], []
     step = max(1, len(labelled) // _CAM_IMAGES)
     for i in range(0, len(labelled), step):
         try:
             pixels = images.decode(fetch.fetch_image(labelled.uris[i]))
         except ImageError:
-            continue  # it has its row in the scores table already
+            continue  # it was counted where it was scored or trained on
         classes_GK = torch.tensor([[labelled.classes[i]]], device=scorer.device)
         maps.append(scorer.class_maps([pixels], classes_GK)[0, 0].cpu().numpy())
         boxes.append(unit[i])

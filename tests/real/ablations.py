@@ -123,9 +123,17 @@ def wrong_by_seed(data: Data, config: LocalizerConfig) -> NDArray[np.bool_]:
     """Train a localizer a seed; return which val images each gets wrong, (seeds, N)."""
     torch.set_num_threads(1)
     found = []
+    num_held = max(2, round(len(data.train) * config.held_back_fraction))
     for seed in SEEDS:
+        order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
         localizer, _ = train_localizer(
-            data.train, num_classes=1000, config=config, seed=seed, progress=lambda *_: None
+            data.train.take(order[num_held:]),
+            data.train.take(order[: num_held // 2]),
+            data.train.take(order[num_held // 2 : num_held]),
+            num_classes=1000,
+            config=config,
+            seed=seed,
+            progress=lambda *_: None,
         )
         boxes_N4 = localizer.boxes(data.val.scores_NF, data.val.classes_N)
         found.append((best_iou(boxes_N4, data.val.boxes_NM4) < 0.5).numpy())
@@ -182,8 +190,8 @@ def main() -> None:
     parser.add_argument("--averaged", action="store_true", help="score mirror images too")
     arguments = parser.parse_args()
     manifest, bundle = read_manifest(arguments.manifest), load_bundle(arguments.model)
-    _, for_localizer = split_boxed(manifest.only("train"), bundle.config)
-    both = some_images(for_localizer), some_images(manifest.only("val").table)
+    shares = split_boxed(manifest.only("train"), bundle.config)
+    both = some_images(shares.scored), some_images(manifest.only("val").table)
     of = partial(data, arguments.cache)
     base = of(bundle, both, "squares")
     others = {"49 cells of the class map": of(bundle, both, "cells")}

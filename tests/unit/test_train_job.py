@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from cropscore_ray.bundle import Bundle, save_bundle
+from cropscore_ray.bundle import Bundle, load_bundle, save_bundle
 from cropscore_ray.errors import ConfigError
 from cropscore_ray.jobs import recipes, train
 from cropscore_ray.manifest import Manifest
 from cropscore_ray.schema import MANIFEST, ImageClass
 from cropscore_ray.settings import with_settings
+from cropscore_ray.training.shares import TrainingRun
 
 CLASSES = [ImageClass(id="a", name="a"), ImageClass(id="b", name="b")]
 IMAGES = Manifest(table=MANIFEST.empty_table(), classes=CLASSES)
@@ -52,6 +53,12 @@ def test_a_recipe_for_a_later_stage_keeps_what_is_settled(model: str) -> None:
         ("scorer", "classifier.epochs=9", "classifier"),
         ("localizer", "scorer.epochs=9", "scorer"),
         ("localizer", "localizer_fraction=0.25", "localizer_fraction"),
+        ("localizer", "mode=pyramid", "mode"),
+        ("scorer", "localizer_fraction=0.25", "localizer_fraction"),
+        ("scorer", "seed=3", "seed"),
+        ("scorer", "mode=votes", "mode"),
+        ("localizer", "max_localizer_images=9", "max_localizer_images"),
+        ("localizer", "localizer.held_back_fraction=0.3", "localizer.held_back_fraction"),
         ("all", "network.width=0.5", "network"),
         ("classifier", "preprocess.frame_px=48", "preprocess"),
     ],
@@ -60,6 +67,39 @@ def test_what_is_settled_cannot_be_set(model: str, stage: str, setting: str, nam
     own = train.first_config(stage, model=model, recipe=None)
     with pytest.raises(ConfigError, match=f"has {name} "):
         train._open(stage, model, with_settings(own, [setting]), IMAGES)
+
+
+def test_what_no_classifier_learnt_from_may_be_set(tmp_path: Path, model: str) -> None:
+    own = train.first_config("scorer", model=model, recipe=None)
+    for setting in ("mode=pyramid", "voter.held_back_fraction=0.3"):
+        assert train._open("scorer", model, with_settings(own, [setting]), IMAGES)
+    # Given weights have seen none of these images.
+    config = replace(own, classifier=replace(own.classifier, epochs=0, num_members=1))
+    bundle = replace(load_bundle(model), uri=str(tmp_path / "given"), config=config)
+    save_bundle(bundle)
+    for setting in ("localizer.held_back_fraction=0.3", "max_localizer_images=9"):
+        assert train._open("localizer", bundle.uri, with_settings(config, [setting]), IMAGES)
+
+
+def fingerprint(stage: str, model: str, *settings: str) -> str:
+    config = with_settings(load_bundle(model).config, list(settings))
+    run = TrainingRun(manifest_uri="", split=None, model_uri=model, config=config)
+    return train._stage_fingerprint(stage, run, load_bundle(model), IMAGES)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["localizer_fraction=0.25", "max_localizer_images=9", "localizer.held_back_fraction=0.3"],
+)
+def test_trained_classifiers_depend_on_what_is_held_back(model: str, setting: str) -> None:
+    given = ["classifier.epochs=0", "classifier.num_members=1"]
+    assert fingerprint("classifier", model, setting) != fingerprint("classifier", model)
+    assert fingerprint("classifier", model, *given, setting) == fingerprint(
+        "classifier", model, *given
+    )
+    other = ["voter.held_back_fraction=0.3", "mode=pyramid"]
+    assert fingerprint("classifier", model, *other) == fingerprint("classifier", model)
+    assert fingerprint("classifier", model, "mode=votes") != fingerprint("classifier", model)
 
 
 def test_another_set_of_classes_is_refused(model: str) -> None:

@@ -52,12 +52,30 @@ def synthetic(num_images: int, num_classes: int, seed: int = 0) -> ScoredImages:
     )
 
 
+def train(
+    data: ScoredImages, num_classes: int, config: LocalizerConfig, seed: int = 0
+) -> tuple[Localizer, dict[str, Any]]:
+    """Train on most images; a tenth chooses and a tenth judges."""
+    held = len(data) // 10
+    parts = [data.take(some) for some in torch.arange(len(data)).tensor_split([held, 2 * held])]
+    choosing, judging, learning = parts
+    return train_localizer(
+        learning,
+        choosing,
+        judging,
+        num_classes=num_classes,
+        config=config,
+        seed=seed,
+        progress=quiet,
+    )
+
+
 @pytest.fixture(scope="module")
 def trained() -> tuple[Localizer, dict[str, Any]]:
     config = LocalizerConfig(
         hidden=(64,), epochs=40, batch_size=64, learning_rate=3e-3, classwise_min_images=100
     )
-    return train_localizer(synthetic(1200, 4), num_classes=6, config=config, seed=0, progress=quiet)
+    return train(synthetic(1200, 4), 6, config)
 
 
 def test_training_on_overlaps_beats_the_constant_box_by_far(
@@ -69,8 +87,8 @@ def test_training_on_overlaps_beats_the_constant_box_by_far(
     constant = torch.tensor([[0.2, 0.2, 0.8, 0.8]]).expand(300, 4)
     constant_hits = best_iou(constant, test.boxes_NM4) >= 0.5
     assert float((~hits).float().mean()) < 0.4 * float((~constant_hits).float().mean())
-    assert metrics["num_train"] == 1020
-    assert metrics["num_held_back"] == 180
+    counts = [metrics[f"num_{name}"] for name in ("train", "choosing", "judging")]
+    assert counts == [960, 120, 120]
     assert metrics["held_back_error"] == pytest.approx(float((~hits).float().mean()), abs=0.1)
 
 
@@ -87,32 +105,43 @@ def test_classes_without_images_keep_the_shared_regressor(
 def test_the_same_seed_trains_the_same_localizer() -> None:
     config = replace(CONFIG, epochs=2)
     data = synthetic(40, 2)
-    first, second, other = (
-        train_localizer(data, num_classes=2, config=config, seed=seed, progress=quiet)[0]
-        for seed in (4, 4, 5)
-    )
+    first, second, other = (train(data, 2, config, seed)[0] for seed in (4, 4, 5))
     assert torch.equal(first.heads_G4H, second.heads_G4H)
     assert not torch.equal(first.heads_G4H[0], other.heads_G4H[0])
 
 
 def test_ten_images_of_many_classes_still_train() -> None:
     config = replace(CONFIG, epochs=2, classwise_min_images=1)
-    localizer, metrics = train_localizer(
-        synthetic(10, 9), num_classes=9, config=config, seed=0, progress=quiet
-    )
-    assert metrics["num_held_back"] == 2
+    localizer, metrics = train(synthetic(10, 9), 9, config)
+    assert (metrics["num_choosing"], metrics["num_judging"]) == (1, 1)
     assert math.isfinite(metrics["held_back_error"])
     assert all(bool(one.isfinite().all()) for one in localizer.to_tensors().values())
 
 
 def test_no_classwise_epochs_leave_the_shared_regressor_alone() -> None:
     config = replace(CONFIG, epochs=2, classwise_epochs=0)
-    localizer, metrics = train_localizer(
-        synthetic(60, 2), num_classes=2, config=config, seed=0, progress=quiet
-    )
+    localizer, metrics = train(synthetic(60, 2), 2, config)
     assert metrics["num_classwise"] == 0
     assert localizer.slot_of_class.tolist() == [SHARED, SHARED]
     assert metrics["held_back_error"] == metrics["held_back_error_shared"]
+
+
+def test_images_that_judge_choose_nothing_and_those_that_choose_judge_nothing() -> None:
+    config = replace(CONFIG, epochs=6, classwise_min_images=10)
+    learning, choosing, judging, others = (synthetic(80, 2, seed) for seed in range(4))
+
+    def result(choosing: ScoredImages, judging: ScoredImages) -> tuple[Localizer, dict[str, Any]]:
+        return train_localizer(
+            learning, choosing, judging, num_classes=2, config=config, seed=0, progress=quiet
+        )
+
+    (first, told), (second, told_by_others) = result(choosing, judging), result(choosing, others)
+    assert torch.equal(first.heads_G4H, second.heads_G4H)
+    assert not torch.equal(first.confidence, second.confidence)
+    boxes = first.boxes(judging.scores_NF, judging.classes_N)
+    wrong = best_iou(boxes, judging.boxes_NM4) < 0.5
+    assert told["held_back_error"] == pytest.approx(float(wrong.float().mean()))
+    assert told["held_back_error"] != told_by_others["held_back_error"]
 
 
 def test_a_mirrored_image_has_mirrored_scores_and_boxes() -> None:

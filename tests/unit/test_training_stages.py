@@ -1,0 +1,129 @@
+"""What the stages hand to the trainings: images that were held back go nowhere else."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from models import random_model
+
+from cropscore_ray import storage
+from cropscore_ray.errors import DataError
+from cropscore_ray.jobs import recipes
+from cropscore_ray.manifest import Manifest, write_manifest
+from cropscore_ray.schema import MANIFEST, SCORES, ImageClass
+from cropscore_ray.settings import with_settings
+from cropscore_ray.training import stages
+from cropscore_ray.training.regressor import ScoredImages
+from cropscore_ray.training.sgd import NetworkTask, Worker
+from cropscore_ray.training.shares import Shares, TrainingRun, split_boxed, training_manifest
+
+NUM_IMAGES = 60
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return random_model(str(tmp_path_factory.mktemp("model") / "model"), num_classes=3).uri
+
+
+@pytest.fixture
+def run(tmp_path: Path, model: str) -> TrainingRun:
+    """A training on images of which every tenth has no known size and every ninth no box."""
+    rows = [
+        {
+            "image_id": i,
+            "image_uri": f"{i}.jpg",
+            "width_px": None if i % 10 == 9 else 40,
+            "height_px": None if i % 10 == 9 else 40,
+            "class_index": i % 3,
+            "gt_boxes": [] if i % 9 == 8 else [[0.0, 0.0, 20.0, float(1 + i % 40)]],
+            "split": "train",
+        }
+        for i in range(NUM_IMAGES)
+    ]
+    classes = [ImageClass(id=str(i), name=str(i)) for i in range(3)]
+    manifest = Manifest(table=pa.Table.from_pylist(rows, MANIFEST), classes=classes)
+    uri = str(tmp_path / "manifest")
+    write_manifest(uri, manifest)
+    config = with_settings(recipes.smoke(), ["localizer.held_back_fraction=0.4"])
+    return TrainingRun(manifest_uri=uri, split=None, model_uri=model, config=config)
+
+
+def shares_of(run: TrainingRun) -> Shares:
+    return split_boxed(training_manifest(run.manifest_uri, run.split), run.config)
+
+
+def uris(rows: pa.Table) -> set[str]:
+    return set(rows["image_uri"].to_pylist())
+
+
+def write_scores(uri: str, missing: set[int]) -> str:
+    """Write scores of all images but some; the first of each tells which image it is."""
+    rows = []
+    for i in range(NUM_IMAGES):
+        ok = {"scores": [float(i), *[0.0] * 139], "class_rank": 0, "class_index": i % 3}
+        failed = {"scores": None, "class_rank": None, "class_index": None, "error": "gone"}
+        status = "missing" if i in missing else "ok"
+        rows.append({"image_id": i, "status": status} | (failed if i in missing else ok))
+    storage.write_table(uri, pa.Table.from_pylist(rows, SCORES))
+    return uri
+
+
+def test_classifiers_never_see_what_is_held_back(
+    run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks: list[NetworkTask] = []
+    monkeypatch.setattr(stages, "train_networks", lambda found, worker: tasks.extend(found))
+    stages.train_classifiers(run, Worker())
+    held_back = uris(shares_of(run).held_back)
+    assert len(tasks) == run.config.classifier.num_members
+    for task in tasks:
+        seen = set(task.dataset.data.uris)
+        assert len(seen) == NUM_IMAGES - len(held_back)
+        assert not seen & held_back
+
+
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What `train_regressors` hands on; nothing is trained."""
+    found: dict[str, Any] = {}
+
+    def keep(*some: ScoredImages, **options: Any) -> Any:
+        del options
+        found["scored"] = some
+        raise StopIteration
+
+    monkeypatch.setattr(stages, "train_localizer", keep)
+    return found
+
+
+def test_the_localizers_images_learn_choose_and_judge_apart(
+    run: TrainingRun, tmp_path: Path, handed: dict[str, Any]
+) -> None:
+    found = shares_of(run)
+    gone = set(found.localizer["image_id"].to_pylist()[:2])
+    with pytest.raises(StopIteration):
+        stages.train_regressors(run, write_scores(str(tmp_path / "s.parquet"), gone), Worker())
+    for rows, scored in zip(
+        (found.localizer, found.choosing, found.judging), handed["scored"], strict=True
+    ):
+        usable = [
+            row for row in rows.to_pylist() if row["width_px"] and row["image_id"] not in gone
+        ]
+        ids = [row["image_id"] for row in usable]
+        assert scored.scores_NF[:, 0].tolist() == ids
+        assert scored.classes_N.tolist() == [row["class_index"] for row in usable]
+        boxes = np.array([row["gt_boxes"][0] for row in usable]) / 40
+        torch.testing.assert_close(scored.boxes_NM4[:, 0], torch.from_numpy(boxes).float())
+
+
+@pytest.mark.parametrize("share", ["localizer", "choosing", "judging"])
+def test_a_share_without_any_score_is_an_error_that_counts(
+    run: TrainingRun, tmp_path: Path, share: str
+) -> None:
+    gone = set(getattr(shares_of(run), share)["image_id"].to_pylist())
+    scores_uri = write_scores(str(tmp_path / "s.parquet"), gone)
+    with pytest.raises(DataError, match=r"only \d+ training images: .*\b0 to"):
+        stages.train_regressors(run, scores_uri, Worker())
