@@ -132,7 +132,7 @@ class ScorerConfig(SgdConfig):
     Their target is not a class but the overlap sqrt(coverage * purity) with the object,
     by binary cross-entropy on the class's logit: the poster's fine-tuning alone never
     shows the network a crop as partial as the grid's (METHOD sections 7 and 9). 0 gives
-    the poster's fine-tuning.
+    the poster's fine-tuning; in pyramid mode on the cells of objects, at any zoom.
     """
     level_shares: tuple[float, float, float] = (0.1, 0.6, 0.3)
     """Pyramid mode: shares of the steps at its three levels, which cost 1, 4 and 16 crops."""

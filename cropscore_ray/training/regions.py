@@ -63,14 +63,17 @@ class PyramidDataset(ImageDataset):
 def sample_region(
     rng: np.random.Generator, boxes_M4: Box, level: int, config: ScorerConfig
 ) -> tuple[NDArray[np.int64], float]:
-    """Draw a block of cells of one level: a square with its overlap, or an object's cells.
+    """Draw a block of cells: a square of the step's level with its overlap, or an object's cells.
+
+    An object of another level gives way to a square. With grid_fraction 0 there are no squares,
+    and it is seen at the step's zoom: as augmentation of scale.
 
     Returns:
         rows, columns, top row and left column, and the overlap, NO_OVERLAP for an object.
     """
     if rng.random() >= config.grid_fraction:
         cells_4 = covering_cells(boxes_M4[rng.integers(len(boxes_M4))])
-        if grid.level_of(cells_4[None])[0] == level:  # at another zoom it is nothing to learn
+        if not config.grid_fraction or grid.level_of(cells_4[None])[0] == level:
             return cells_4, NO_OVERLAP
     squares_S4 = grid.square_rectangles()
     mine = np.flatnonzero(grid.level_of(squares_S4) == level)
