@@ -21,7 +21,10 @@ def poster() -> TrainConfig:
         classifier=ClassifierConfig(
             epochs=90, batch_size=256, learning_rate=0.1, photometric=0.4, aux_weight=0.3
         ),
-        scorer=ScorerConfig(epochs=8, batch_size=256, learning_rate=0.01, grid_fraction=0.0),
+        # In pyramid mode an image may take the memory of 16 crops: a pass of all 256, of 4,096.
+        scorer=ScorerConfig(
+            epochs=8, batch_size=256, pass_size=32, learning_rate=0.01, grid_fraction=0.0
+        ),
         localizer=LocalizerConfig(loss="euclidean"),
     )
 
