@@ -6,6 +6,7 @@ changes one field of it, and the resolved config is written beside every output.
 
 from dataclasses import dataclass, field
 
+from cropscore_ray.errors import ConfigError
 from cropscore_ray.rules import check, one_of, require
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -93,6 +94,8 @@ class ClassifierConfig(SgdConfig):
 
     init: str | None = None
     """torchvision:NAME, FILE.pth, inception-bn:FILE.npz, or None for random weights."""
+    init_members: int | None = None
+    """Members that begin from init, the first ones; None: all. The others begin at random."""
     label_smoothing: float = 0.1
     """Share of the target spread over all classes."""
     num_members: int = 3
@@ -112,6 +115,18 @@ class ClassifierConfig(SgdConfig):
         require(
             1 <= self.num_members <= 9, "classifier.num_members", self.num_members, "from 1 to 9"
         )
+        require(
+            self.init_members is None or 1 <= self.init_members <= self.num_members,
+            "classifier.init_members",
+            self.init_members,
+            f"from 1 to classifier.num_members ({self.num_members}), or null",
+        )
+        if self.epochs == 0 and self.num_members > 1:  # all would be the given network
+            raise ConfigError(
+                f"classifier.num_members is {self.num_members}, but it must be 1 with "
+                "classifier.epochs 0",
+                hint="give it --set classifier.num_members=1, or epochs to train for",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,6 +5,7 @@ is a function of a `Worker` and returns plain tensors and numbers, which the cal
 into the bundle. They read the manifest themselves, so that nothing large travels.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -45,9 +46,11 @@ def train_classifiers(run: TrainingRun, worker: Worker) -> dict[str, State]:
     config = run.config
     manifest = training_manifest(run.manifest_uri, run.split)
     labelled = labelled_images(classifier_rows(manifest, config))
-    make = partial(initial_network, config, len(manifest.classes))
+    at_random = replace(config, classifier=replace(config.classifier, init=None))
+    num_given = config.classifier.init_members or config.classifier.num_members
     tasks = []
     for member in range(config.classifier.num_members):
+        first = config if member < num_given else at_random
         seed = config.seed * 1000 + member
         sampler = classifier_sampler(config.classifier)
         dataset = CropDataset(
@@ -55,7 +58,7 @@ def train_classifiers(run: TrainingRun, worker: Worker) -> dict[str, State]:
         )
         task = NetworkTask(
             name=classifier_part(member),
-            make=make,
+            make=partial(initial_network, first, len(manifest.classes)),
             dataset=dataset,
             objective=CropObjective(
                 dataset,

@@ -119,6 +119,10 @@ def test_the_last_of_two_settings_wins() -> None:
         ("preprocess.input_px=300", "preprocess.frame_px is 256"),
         ("network.architecture=vgg", "network.architecture is 'vgg'"),
         ("localizer_fraction=1", "localizer_fraction is 1.0"),
+        ("voter.held_back_fraction=1", "voter.held_back_fraction is 1.0"),
+        ("classifier.epochs=0", "classifier.num_members is 3, .* classifier.epochs 0"),
+        ("classifier.init_members=4", r"classifier.init_members is 4, .*num_members \(3\)"),
+        ("classifier.init_members=0", "classifier.init_members is 0"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_section(setting: str, named: str) -> None:

@@ -1,5 +1,6 @@
 """What the stages hand to the trainings: images that were held back go nowhere else."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cropscore_ray.training import stages
 from cropscore_ray.training.regressor import ScoredImages
 from cropscore_ray.training.sgd import NetworkTask, Worker
 from cropscore_ray.training.shares import Shares, TrainingRun, split_boxed, training_manifest
+from cropscore_ray.weights import initial_network
 
 NUM_IMAGES = 60
 
@@ -83,6 +85,25 @@ def test_classifiers_never_see_what_is_held_back(
         seen = set(task.dataset.data.uris)
         assert len(seen) == NUM_IMAGES - len(held_back)
         assert not seen & held_back
+
+
+@pytest.mark.parametrize(("num", "expected"), [(None, [True, True]), (1, [True, False])])
+def test_the_first_members_begin_from_given_weights(
+    run: TrainingRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num: int | None,
+    expected: list[bool],
+) -> None:
+    given = initial_network(run.config, 3)
+    torch.save(given.state_dict(), tmp_path / "given.pth")
+    config = with_settings(run.config, [f"classifier.init={tmp_path}/given.pth"])
+    config = replace(config, classifier=replace(config.classifier, init_members=num))
+    tasks: list[NetworkTask] = []
+    monkeypatch.setattr(stages, "train_networks", lambda found, worker: tasks.extend(found))
+    stages.train_classifiers(replace(run, config=config), Worker())
+    weights = [task.make().fc.weight for task in tasks]
+    assert [torch.equal(one, given.fc.weight) for one in weights] == expected
 
 
 @pytest.fixture
