@@ -9,19 +9,18 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from cropscore_ray import baselines, fetch, geometry, images, schema, storage, voting
-from cropscore_ray.bundle import LOCALIZER, SCORER, Bundle, classifier_part, load_bundle
-from cropscore_ray.errors import DataError, ImageError
+from cropscore_ray import schema, storage
+from cropscore_ray.bundle import LOCALIZER, SCORER, classifier_part, load_bundle
+from cropscore_ray.errors import DataError
 from cropscore_ray.scoring import CropScorer
-from cropscore_ray.training.confidence import fit_confidence
 from cropscore_ray.training.crop_loss import CropObjective
 from cropscore_ray.training.crops import CropDataset, classifier_sampler, scorer_sampler
-from cropscore_ray.training.dataset import ImageDataset, LabelledImages
+from cropscore_ray.training.dataset import ImageDataset
+from cropscore_ray.training.judging import fit_baselines, fit_voter
 from cropscore_ray.training.regions import PyramidDataset
 from cropscore_ray.training.regressor import ScoredImages, pad_boxes, train_localizer
 from cropscore_ray.training.sgd import NetworkTask, State, Worker, train_networks
@@ -37,8 +36,6 @@ from cropscore_ray.training.shares import (
 from cropscore_ray.training.votes import VoteDataset, VoteObjective
 from cropscore_ray.voting import VotingHeads
 from cropscore_ray.weights import initial_network
-
-_CAM_IMAGES = 300  # enough to choose one threshold of a coarse grid
 
 
 def train_classifiers(run: TrainingRun, worker: Worker) -> dict[str, State]:
@@ -122,7 +119,7 @@ def train_regressors(run: TrainingRun, scores_uri: str, worker: Worker) -> dict[
     return {
         "tensors": localizer.to_tensors(),
         "metrics": metrics,
-        "baselines": _fit_baselines(bundle, shares.localizer),
+        "baselines": fit_baselines(bundle, shares.localizer, worker),
     }
 
 
@@ -159,42 +156,12 @@ def train_voter(run: TrainingRun, worker: Worker) -> dict[str, Any]:
     if worker.rank != 0:
         return {}
     judging = labelled_images(shares.judging)
-    tensors, metrics = _with_confidence(bundle, trained["weights"], judging)
+    tensors, metrics = fit_voter(bundle, trained["weights"], judging, worker)
     return {
         "tensors": tensors,
         "metrics": {**metrics, "num_train": len(dataset), "epochs": trained["metrics"]},
-        "baselines": _fit_baselines(bundle, shares.localizer),
+        "baselines": fit_baselines(bundle, shares.localizer, worker),
     }
-
-
-def _with_confidence(
-    bundle: Bundle, weights: State, held: LabelledImages
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """Return a voter's tensors with a confidence fitted on held-back images, and its error."""
-    scorer = CropScorer(bundle, mode="votes")
-    unfitted = voting.to_tensors(weights, torch.zeros(3, voting.NUM_EVIDENCE))
-    scorer.voter = voting.from_tensors(unfitted, scorer.network(SCORER).fc, scorer.device)
-    evidence, hits = [], []
-    for uri, class_index, true in zip(held.uris, held.classes, held.boxes, strict=True):
-        try:
-            pixels = images.decode(fetch.fetch_image(uri))
-        except ImageError:
-            continue  # as in training, where it was counted
-        height, width = pixels.shape[:2]
-        classes_GK = torch.tensor([[class_index]], device=scorer.device)
-        unit_GK4, evidence_GKE = scorer.elect([pixels], classes_GK)
-        box = unit_GK4[0].cpu().numpy() * [width, height, width, height]
-        evidence.append(evidence_GKE[0, 0].cpu())
-        hits.append(geometry.iou(box, true).max() >= 0.5)
-    if not hits:
-        raise DataError(
-            f"none of the {len(held)} images that were held back can be read",
-            hint="check the storage's settings and the manifest's image_uri column",
-        )
-    hits_N = torch.tensor(hits)
-    confidence = fit_confidence(torch.stack(evidence), hits_N)
-    metrics = {"num_judging": len(hits), "held_back_error": 1 - float(hits_N.float().mean())}
-    return voting.to_tensors(weights, confidence), metrics
 
 
 def _scored_images(scores_uri: str, shares: list[pa.Table]) -> list[ScoredImages]:
@@ -232,25 +199,3 @@ def _with_scores(rows: pa.Table, known: dict[int, list[float]]) -> ScoredImages:
         classes_N=torch.from_numpy(labelled.classes),
         boxes_NM4=pad_boxes(unit_boxes(rows, labelled)),
     )
-
-
-def _fit_baselines(bundle: Bundle, rows: pa.Table) -> dict[str, Any]:
-    """Return the best constant box and the best CAM threshold on training images."""
-    scorer = CropScorer(bundle)
-    rows = sized(rows)
-    labelled = labelled_images(rows)
-    unit = unit_boxes(rows, labelled)
-    maps, boxes = [], []
-    step = max(1, len(labelled) // _CAM_IMAGES)
-    for i in range(0, len(labelled), step):
-        try:
-            pixels = images.decode(fetch.fetch_image(labelled.uris[i]))
-        except ImageError:
-            continue  # it was counted where it was scored or trained on
-        classes_GK = torch.tensor([[labelled.classes[i]]], device=scorer.device)
-        maps.append(scorer.class_maps([pixels], classes_GK)[0, 0].cpu().numpy())
-        boxes.append(unit[i])
-    return {
-        "constant_box": baselines.fit_constant_box(unit).tolist(),
-        "cam_threshold": baselines.fit_cam_threshold(np.stack(maps), boxes),
-    }
