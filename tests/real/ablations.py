@@ -5,8 +5,11 @@
 
 The first model's localizer is the base of the table, its own images are what every localizer
 learns from, and the val split is what they are judged by. Scores are computed once and kept in
-the cache; after that a row takes seconds. Its seeds are the localizer's: which images are held
-back, first weights and order.
+the cache; after that a row takes seconds.
+
+The seeds are the localizer's alone: which of its images are held back, first weights and order.
+Its share of the images, the scorer and so the scores are those of one training, and how they
+would vary with its seed is not in the spread.
 """
 
 import argparse
@@ -179,6 +182,23 @@ def data(
     return Data(*found)
 
 
+def other_model(where: str, train: Manifest, for_localizer: pa.Table) -> Bundle:
+    """Return a model, unless its scorer has learnt from images that it is to score.
+
+    Which these are follows from its settings, if it was trained on the same manifest.
+    """
+    bundle = load_bundle(where)
+    if bundle.config.scorer.epochs:
+        seen = split_boxed(train, bundle.config).scorer["image_id"].to_pylist()
+        num_seen = len(set(seen).intersection(for_localizer["image_id"].to_pylist()))
+        if num_seen:
+            sys.exit(
+                f"{where}: its scorer has learnt from {num_seen} of the images that localizers "
+                "learn from here; train it with the first model's seed and localizer_fraction"
+            )
+    return bundle
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -190,8 +210,9 @@ def main() -> None:
     parser.add_argument("--averaged", action="store_true", help="score mirror images too")
     arguments = parser.parse_args()
     manifest, bundle = read_manifest(arguments.manifest), load_bundle(arguments.model)
-    shares = split_boxed(manifest.only("train"), bundle.config)
-    both = some_images(shares.scored), some_images(manifest.only("val").table)
+    train = manifest.only("train")
+    for_localizer = split_boxed(train, bundle.config).scored
+    both = some_images(for_localizer), some_images(manifest.only("val").table)
     of = partial(data, arguments.cache)
     base = of(bundle, both, "squares")
     others = {"49 cells of the class map": of(bundle, both, "cells")}
@@ -201,8 +222,9 @@ def main() -> None:
         others["mirror images' scores averaged in"] = of(bundle, both, "squares", averaged=True)
     for option in arguments.scorer:
         name, where = option.split("=", 1)
-        others[f"scorer: {name}"] = of(load_bundle(where), both, "squares")
+        others[f"scorer: {name}"] = of(other_model(where, train, for_localizer), both, "squares")
     is_single_N = np.array([len(boxes) == 1 for boxes in both[1].rows["gt_boxes"].to_pylist()])
+    print(f"error in %, ± over {len(SEEDS)} seeds of the localizer alone\n")
     print(f"| {bundle.config.mode} | {len(is_single_N)} images | single-box | multi-box |")
     print("|---|---|---|---|")
     for name, some, config in rows(base, bundle.config.localizer, others):
