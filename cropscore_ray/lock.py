@@ -2,8 +2,16 @@
 
 On a disk the lock is the kernel's: it ends with the process that holds it, however that ends.
 In S3 it is an object with the holder's token, made only where there is none and renewed every
-few seconds: a holder that no longer renews it is dead. Other stores have no such means; there
-two runs at once would do the same work twice, and write the same files.
+few seconds. A holder that no longer renews it is dead: its object is replaced, by one run and no
+other, since the store compares what is there with what was seen.
+
+A holder may also have been paused, or cut off from the store, and come back. It never replaces
+another's lock, and each process of the run looks at the lock right before it writes a part or
+run.json (`Held.require`). So what two runs could still write at once is what was on its way to
+the store between such a look and the end of that write.
+
+Other stores have no such means; there two runs at once would do the same work twice, and write
+the same files.
 """
 
 import fcntl
@@ -15,8 +23,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -29,8 +38,28 @@ LEASE_S = 20.0
 """A lock that stayed as it was for so long is nobody's: four renewals were missed."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Held:
+    """A lock that a run holds; travels to all of its processes that write in the folder."""
+
+    folder_uri: str
+    token: str | None = None
+    """In S3; None where nobody can take the lock away."""
+
+    def require(self) -> None:
+        """Raise RunConflictError if it is another run's by now, or nobody's any more."""
+        if self.token is None:
+            return
+        found = _read(storage.join(self.folder_uri, NAME))
+        if found is None or self.token not in found.body:
+            raise RunConflictError(
+                f"another run took over {self.folder_uri} while this one could not reach it",
+                hint="leave the folder to that run, or choose another --out",
+            )
+
+
 @contextmanager
-def held(folder_uri: str, say: Callable[[str], None]) -> Iterator[None]:
+def held(folder_uri: str, say: Callable[[str], None]) -> Iterator[Held]:
     """Hold the lock of a folder.
 
     Args:
@@ -45,14 +74,14 @@ def held(folder_uri: str, say: Callable[[str], None]) -> Iterator[None]:
         lock = _Lease(where)
         lock.take(say)
         try:
-            yield
+            yield Held(folder_uri=folder_uri, token=lock.token)
         finally:
             lock.give_back()
     elif storage.is_remote(where):
-        yield
+        yield Held(folder_uri=folder_uri)
     else:
         with _locked_file(Path(storage.absolute_uri(where))):
-            yield
+            yield Held(folder_uri=folder_uri)
 
 
 def _me() -> dict[str, Any]:
@@ -110,91 +139,91 @@ def _open_and_lock(path: Path) -> TextIO:
                 pass  # its last holder has just taken it away
 
 
+class _Found(NamedTuple):
+    """The object of a lock as it was."""
+
+    etag: str
+    body: str
+
+
+def _read(where: str) -> _Found | None:
+    found = _call(where, "get_object")
+    return None if found is None else _Found(found["ETag"], found["Body"].decode())
+
+
+def _call(where: str, action: str, **arguments: Any) -> dict[str, Any] | None:
+    """Return what S3 answers, or None if it has no such object or it is not as was asked for."""
+    bucket, key = s3.bucket_and_key(where)
+    try:
+        found: dict[str, Any] = getattr(s3.client(), action)(Bucket=bucket, Key=key, **arguments)
+        return found | {"Body": found["Body"].read()} if "Body" in found else found
+    except ClientError as error:
+        if s3.code_of(error) in _ABSENT | _OTHERWISE:
+            return None
+        raise StorageError(f"cannot lock {where}: {error}") from error
+    except (BotoCoreError, OSError) as error:
+        raise StorageError(f"cannot lock {where}: {error}") from error
+
+
+_ABSENT = {"NoSuchKey", "404"}
+_OTHERWISE = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+
+
 class _Lease:
     """The lock of a folder in S3."""
 
     def __init__(self, where: str) -> None:
-        self.where = where
-        self.bucket, self.key = s3.bucket_and_key(where)
-        self.body = json.dumps({**_me(), "token": uuid.uuid4().hex})
+        self.where, self.token = where, uuid.uuid4().hex
         self.renewals = 0
         self.ended = threading.Event()
         self.renewer = threading.Thread(target=self._renew, daemon=True)
 
     def take(self, say: Callable[[str], None]) -> None:
-        """Make the object; one that nobody renews any more is deleted first."""
-        while not self._make():
-            found = self._read()
-            if found is not None and self._stays(found, say) and self._read() == found:
-                self._delete()
+        """Make the object, or replace one that nobody renews any more."""
+        while not self._put(IfNoneMatch="*"):
+            found = _read(self.where)
+            # It may be this run's own, if it was made and the answer to that got lost.
+            if self._is_mine(found) or (found and self._stays(found, say) and self._replace(found)):
+                break
         self.renewer.start()
 
-    def _stays(self, found: str, say: Callable[[str], None]) -> bool:
+    def _stays(self, found: _Found, say: Callable[[str], None]) -> bool:
         """Return whether the object stays as it is for a lease, or False if it goes away."""
         say(f"{self.where} is there; looking for {LEASE_S:.0f} s whether its run is alive")
         for _ in range(round(LEASE_S / RENEW_S)):
             time.sleep(RENEW_S)
-            now = self._read()
-            if now != found and now is not None:
-                raise _conflict(self.where, found)
+            now = _read(self.where)
             if now is None:
                 return False
+            if now != found:
+                raise _conflict(self.where, now.body)
         return True
 
     def give_back(self) -> None:
         """Delete the object, if it is still this run's."""
         self.ended.set()
         self.renewer.join()
-        try:
-            if self._is_mine(self._read()):
-                self._delete()
-        except StorageError:
-            pass  # it will be nobody's soon
+        with suppress(StorageError):  # it will be nobody's soon
+            if self._is_mine(_read(self.where)):
+                _call(self.where, "delete_object")
 
     def _renew(self) -> None:
         while not self.ended.wait(RENEW_S):
-            try:
-                if self._is_mine(self._read()):
-                    self._put()
-            except StorageError:
-                continue  # the store may come back
+            with suppress(StorageError):  # the store may come back
+                found = _read(self.where)
+                if found is None or not self._is_mine(found):
+                    return  # `Held.require` says so to whoever writes
+                self._replace(found)
 
-    def _is_mine(self, text: str | None) -> bool:
-        return text is not None and json.loads(text)["token"] == json.loads(self.body)["token"]
+    def _is_mine(self, found: _Found | None) -> bool:
+        return found is not None and self.token in found.body
 
-    def _make(self) -> bool:
-        """Make the object and return True, or False where there is one."""
-        try:
-            self._put(IfNoneMatch="*")
-        except _LockedError:
-            return False
-        return True
+    def _replace(self, found: _Found) -> bool:
+        """Put the object in place of what was found, and of nothing else; tell whether it was."""
+        # Ceph compares without the quotes that HTTP wants.
+        return any(self._put(IfMatch=etag) for etag in (found.etag, found.etag.strip('"')))
 
-    def _put(self, **conditions: str) -> None:
+    def _put(self, **condition: str) -> bool:
         self.renewals += 1
-        body = json.dumps({**json.loads(self.body), "renewals": self.renewals})
-        self._call("put_object", Body=body.encode(), **conditions)
-
-    def _read(self) -> str | None:
-        found = self._call("get_object")
-        return None if found is None else str(found["Body"].read().decode())
-
-    def _delete(self) -> None:
-        self._call("delete_object")
-
-    def _call(self, action: str, **arguments: Any) -> Any:
-        try:
-            return getattr(s3.client(), action)(Bucket=self.bucket, Key=self.key, **arguments)
-        except ClientError as error:
-            code = s3.code_of(error)
-            if code in ("NoSuchKey", "404"):
-                return None
-            if code in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
-                raise _LockedError from error
-            raise StorageError(f"cannot lock {self.where}: {error}") from error
-        except (BotoCoreError, OSError) as error:
-            raise StorageError(f"cannot lock {self.where}: {error}") from error
-
-
-class _LockedError(Exception):
-    pass
+        body = json.dumps({**_me(), "token": self.token, "renewals": self.renewals})
+        return _call(self.where, "put_object", Body=body.encode(), **condition) is not None

@@ -2,7 +2,6 @@
 
 import io
 import tarfile
-from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -41,8 +40,7 @@ def pack_part(block: pa.Table, run: BulkRun) -> pa.Table:
     full = schema.with_classes(schema.MANIFEST, run.manifest.classes)
     packed = schema.rows_to_table(columns, full)
     reached = all(row["fetch_status"] not in schema.UNREACHED for row in rows)
-    write = partial(run.folder.write_part, number, packed, reached=reached)
-    storage.persistently(run.folder.uri, write)
+    run.folder.write_part(number, packed, reached=reached)
     return summary(packed, packed_by_status(packed, run.folder.uri))
 
 

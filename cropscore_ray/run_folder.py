@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from cropscore_ray import storage
 from cropscore_ray.errors import RunConflictError
+from cropscore_ray.lock import Held
 
 FORMAT = 1
 TABLES = ("predictions", "scores")
@@ -28,6 +29,7 @@ class RunFolder:
     uri: str
     table: str
     record: dict[str, Any]
+    held: Held
     unreached: frozenset[int]
     """Parts of earlier starts in which the store gave no answer for an image."""
 
@@ -52,17 +54,24 @@ class RunFolder:
     def write_part(self, part: int, rows: pa.Table, *, reached: bool) -> None:
         """Write a part's rows, and mark the part if the store gave no answer for an image of it.
 
-        A marked part is written, but the next start does it again.
+        A marked part is written, but the next start does it again. RunConflictError if another
+        run took the folder over.
         """
         mark = storage.join(self.uri, _UNREACHED, f"part-{part:07d}")
-        if not reached:
-            storage.write_bytes(mark, b"")
-        storage.write_table(self.part_uri(part), rows)
-        if reached and part in self.unreached and storage.exists(mark):
-            storage.delete_file(mark)
+
+        def write() -> None:
+            self.held.require()
+            if not reached:
+                storage.write_bytes(mark, b"")
+            storage.write_table(self.part_uri(part), rows)
+            if reached and part in self.unreached and storage.exists(mark):
+                storage.delete_file(mark)
+
+        storage.persistently(self.uri, write)
 
     def update(self, **fields: Any) -> None:
-        """Change fields of run.json, atomically."""
+        """Change fields of run.json, atomically; RunConflictError as `write_part`."""
+        self.held.require()
         self.record.update(fields)
         storage.write_json(storage.join(self.uri, "run.json"), self.record)
 
@@ -102,7 +111,14 @@ def discard(uri: str) -> None:
     storage.delete_file(where)
 
 
-def open_run(uri: str, *, table: str, identity: dict[str, Any], facts: dict[str, Any]) -> RunFolder:
+def open_run(
+    uri: str,
+    *,
+    table: str,
+    identity: dict[str, Any],
+    facts: dict[str, Any],
+    held: Held | None = None,
+) -> RunFolder:
     """Begin a run in a folder, or go on with the one that is there.
 
     Args:
@@ -110,15 +126,17 @@ def open_run(uri: str, *, table: str, identity: dict[str, Any], facts: dict[str,
         table: the name of its table: predictions, scores or, of a packed set, manifest.
         identity: what makes two runs the same: command, model, manifest and config.
         facts: what else run.json should tell.
+        held: its lock; None: nobody else is there.
 
     Raises:
         RunConflictError: the folder holds another run, or files that are no run.
     """
+    held = held or Held(folder_uri=uri)
     found = read_record(uri)
     if found is not None:
         _require_same(found.get("identity", {}), identity, uri)
         unreached = frozenset(_numbers(storage.join(uri, _UNREACHED)))
-        return RunFolder(uri=uri, table=table, record=found, unreached=unreached)
+        return RunFolder(uri=uri, table=table, record=found, held=held, unreached=unreached)
     if storage.list_files(storage.join(uri, table)):
         raise RunConflictError(
             f"{uri} has a {table} folder but no run.json, so it belongs to nobody known",
@@ -132,7 +150,7 @@ def open_run(uri: str, *, table: str, identity: dict[str, Any], facts: dict[str,
         "counts": {},
         "times": {"started_at": now(), "finished_at": None, "wall_s": 0.0},
     }
-    run = RunFolder(uri=uri, table=table, record=record, unreached=frozenset())
+    run = RunFolder(uri=uri, table=table, record=record, held=held, unreached=frozenset())
     run.update()
     return run
 

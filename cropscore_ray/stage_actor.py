@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -81,8 +80,7 @@ class StageActor:
             rows = self._score(number, table.to_pylist())
         by_status = images_by_status(rows)
         reached = not schema.UNREACHED & by_status.keys()
-        write = partial(self.folder.write_part, number, rows, reached=reached)
-        storage.persistently(self.folder.uri, write)
+        self.folder.write_part(number, rows, reached=reached)
         self.telemetry.did(by_status)
         return summary(rows, by_status)
 

@@ -63,10 +63,11 @@ def run(
     bundle = load_bundle(model)
     config = _with_mode(command, config, bundle)
     bundle.require(*required_parts(command, config))
-    with lock.held(out, shown.say):
+    with lock.held(out, shown.say) as held:
         manifest = index.open_source(source, out, shown, overwrite=overwrite, split=split)
         class_map = match_classes(manifest.classes, bundle.classes)
         _check_classes(config, manifest, class_map, model, shown)
+        held.require()
         index.make_room(manifest, out, overwrite=overwrite)
         folder = run_folder.open_run(
             out,
@@ -79,6 +80,7 @@ def run(
                 "config": to_dict(config),
             },
             facts=_facts(command, bundle, source, manifest.uri, split, config),
+            held=held,
         )
         if retry and folder.unreached:
             folder.update(complete=False)

@@ -30,10 +30,11 @@ def run(
     """
     shown = progress or Progress()
     out = storage.absolute_uri(out)
-    with lock.held(out, shown.say):
+    with lock.held(out, shown.say) as held:
         manifest = index.open_source(source, out, shown, overwrite=overwrite, name="source")
         if manifest.num_images == 0:
             raise DataError("there are no images to pack", hint="check the source")
+        held.require()
         index.make_room(manifest, out, overwrite=overwrite)
         folder = run_folder.open_run(
             out,
@@ -44,6 +45,7 @@ def run(
                 "config": {"shard_images": shard_images},
             },
             facts={"command": "pack", "source_uri": absolute_source(source)},
+            held=held,
         )
         if folder.complete:
             num_images = folder.record["counts"]["images"]

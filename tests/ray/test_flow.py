@@ -339,6 +339,27 @@ def test_a_killed_actor_loses_no_row_and_doubles_none(flow: Flow):
     assert rows(out) == rows(flow.run)
 
 
+def test_a_second_run_in_the_folder_is_refused_and_the_first_is_not_disturbed(flow: Flow):
+    out = str(flow.folder / "twice")
+    refused: list[RunConflictError] = []
+
+    def start_again_after_the_first_part() -> None:
+        deadline_s = time.monotonic() + 60
+        while not storage.list_files(f"{out}/predictions") and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        with pytest.raises(RunConflictError) as caught:
+            flow.localize(out, split="val", overwrite=True)
+        refused.append(caught.value)
+
+    second = threading.Thread(target=start_again_after_the_first_part)
+    second.start()
+    record = flow.localize(out, LocalizeConfig(part_images=1), split="val")
+    second.join()
+    assert f"another run is at work in {out} (process {os.getpid()} on " in str(refused[0])
+    assert record["complete"]
+    assert rows(out) == rows(flow.run)
+
+
 @pytest.mark.usefixtures("train_here")
 def test_a_voters_model_localizes_and_still_scores(flow: Flow, tmp_path: Path) -> None:
     model, out = str(tmp_path / "model"), str(tmp_path / "run")

@@ -1,12 +1,16 @@
-"""The same run to an object store gives the same table as to a disk."""
+"""Runs to an object store: the same table as on a disk, and one run at a time."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from models import random_model
 
-from cropscore_ray import storage
+from cropscore_ray import lock, storage
 from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.datasets.drawn import draw_image_set
+from cropscore_ray.errors import RunConflictError
 from cropscore_ray.jobs import index, localize, recipes, train
 from cropscore_ray.settings import with_settings
 
@@ -46,3 +50,29 @@ def test_images_model_and_run_on_s3_equal_those_on_disk(s3_uri: str, tmp_path: P
     )
     assert len(on_s3) == 8 * 6
     assert names(on_s3) == names(on_disk)
+
+
+def test_a_run_whose_lock_another_took_stops_and_says_so(s3_uri: str, tmp_path: Path):
+    draw_image_set(str(tmp_path / "images"), num_train=16, num_val=0, seed=2)
+    random_model(str(tmp_path / "model"))
+    out = storage.join(s3_uri, "run")
+
+    def take_it_over_after_the_first_part() -> None:
+        while not storage.list_files(storage.join(out, "predictions")):
+            time.sleep(0.05)
+        storage.write_json(storage.join(out, lock.NAME), {"token": "another's"})
+
+    other = threading.Thread(target=take_it_over_after_the_first_part, daemon=True)
+    other.start()
+    with pytest.raises(RunConflictError, match=f"another run took over {out} while"):
+        localize.run(
+            "localize",
+            source=str(tmp_path / "images"),
+            model=str(tmp_path / "model"),
+            out=out,
+            config=LocalizeConfig(part_images=1),
+        )
+    other.join()
+    assert len(storage.list_files(storage.join(out, "predictions"))) < 16
+    assert not storage.read_json(storage.join(out, "run.json"))["complete"]
+    assert storage.read_json(storage.join(out, lock.NAME)) == {"token": "another's"}
