@@ -103,7 +103,7 @@ def run_parts(
         num_before=num_before,
         shows=[progress] if progress else [],
     )
-    with ThreadPoolExecutor(1) as beside:
+    with tally.kept(), ThreadPoolExecutor(1) as beside:
         counted = beside.submit(_count_written, run, done, count, tally)
         try:
             if num_left != 0:
@@ -113,9 +113,7 @@ def run_parts(
                 f"{run.command} into {run.folder.uri} failed: {runtime.innermost(error)}",
                 hint="what is written stays; the same command goes on from there",
             ) from error
-        finally:
-            tally.keep()
-        _complete(run, counted, tally)
+    _complete(run, counted, tally)
     logger.info("%s: %.2f images/s", run.command, tally.rate())
 
 

@@ -3,12 +3,12 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from cropscore_ray import run_folder, storage
-from cropscore_ray.errors import StorageError
+from cropscore_ray.errors import RunConflictError, StorageError
 from cropscore_ray.progress import Snapshot
 from cropscore_ray.run_folder import RunFolder
 
@@ -48,11 +48,12 @@ class Tally:
     _num_images: int | None = None
     _shown_s: float = -_SHOW_S
     _asked_s: float = -_ASK_S
-    _kept_s: float = field(default_factory=time.monotonic)
     _began_s: float = field(default_factory=time.monotonic)
     _wall_s_before: float = field(init=False)
     _work: list[tuple[float, Work]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _keeps_one: threading.Lock = field(default_factory=threading.Lock)
+    """Held while run.json is written, which lasts where the store is away; nothing else waits."""
 
     def __post_init__(self) -> None:
         self._wall_s_before = self.folder.record["times"]["wall_s"]
@@ -77,39 +78,58 @@ class Tally:
             if not before:
                 self._num_written += sum(by_status.values())
             self._tell()
-            if time.monotonic() - self._kept_s > _KEEP_S:
-                self._keep()
 
-    def keep(self) -> None:
-        """Write run.json as things are."""
-        with self._lock:
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Bring run.json up to date every ten seconds while the block runs, and at its end.
+
+        Raises:
+            RunConflictError: at the end, if another run took the folder over.
+        """
+        ended = threading.Event()
+
+        def keep_on() -> None:
+            with suppress(RunConflictError):
+                while not ended.wait(_KEEP_S):
+                    self._keep()
+
+        threading.Thread(target=keep_on, daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
             self._keep()
 
     def _keep(self) -> None:
-        self._kept_s = time.monotonic()
-        with suppress(StorageError):  # the next time, or at the end
-            self.folder.update(counts=self._counts(), times=self._times())
+        with self._keeps_one, suppress(StorageError):  # the next time, or at the end
+            self.folder.update(**self._facts())
 
     def complete(self) -> None:
         """Write run.json for the last time."""
-        times = {**self._times(), "finished_at": run_folder.now()}
-        facts = {"counts": self._counts(), "times": times, "complete": True}
-        storage.persistently(self.folder.uri, lambda: self.folder.update(**facts))
+        facts = self._facts()
+        facts["times"]["finished_at"] = run_folder.now()
+        with self._keeps_one:
+            storage.persistently(
+                self.folder.uri, lambda: self.folder.update(**facts, complete=True)
+            )
 
     def rate(self) -> float:
         """Return the images a second that were written in this start."""
         return self._num_written / max(time.monotonic() - self._began_s, 1e-9)
 
-    def _counts(self) -> dict[str, object]:
-        return {
-            "images": self.by_status.total(),
-            "rows": self.num_rows,
-            "by_status": dict(self.by_status),
-        }
-
-    def _times(self) -> dict[str, object]:
+    def _facts(self) -> dict[str, dict[str, object]]:
+        """Return what run.json says of written parts, and of time."""
         wall_s = self._wall_s_before + time.monotonic() - self._began_s
-        return {**self.folder.record["times"], "wall_s": round(wall_s, 3)}
+        with self._lock:
+            counts = {
+                "images": self.by_status.total(),
+                "rows": self.num_rows,
+                "by_status": dict(self.by_status),
+            }
+        return {
+            "counts": counts,
+            "times": {**self.folder.record["times"], "wall_s": round(wall_s, 3)},
+        }
 
     def _tell(self) -> None:
         """Show how far the run is, now and then, and its end."""

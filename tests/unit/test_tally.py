@@ -1,7 +1,10 @@
 """A run's own account: images by status, who is busy, and run.json while it goes."""
 
 import io
+import threading
+import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -80,25 +83,60 @@ def test_the_number_of_images_is_asked_for_until_it_is_known(folder):
 
 
 def test_run_json_is_kept_while_the_run_goes_and_times_add_up(folder, monkeypatch):
-    monkeypatch.setattr(tally, "_KEEP_S", 0.0)
+    monkeypatch.setattr(tally, "_KEEP_S", 0.01)
     folder.update(times={**folder.record["times"], "wall_s": 100.0})
     made = make(folder)
     made.wrote({"ok": 4}, 20, before=True)
-    made.wrote({"ok": 2, "missing": 1}, 11)
-    found = storage.read_json(f"{folder.uri}/run.json")
-    assert found["counts"] == {"images": 7, "rows": 31, "by_status": {"ok": 6, "missing": 1}}
-    assert (found["complete"], found["times"]["finished_at"]) == (False, None)
-    assert 100 <= found["times"]["wall_s"] < 110
+    with made.kept():
+        made.wrote({"ok": 2, "missing": 1}, 11)
+        made.worked(work("a", 2))  # of a part that is not written
+        found = kept(folder, images=7)  # though no other part is
+        counts = {"images": 7, "rows": 31, "by_status": {"ok": 6, "missing": 1}}
+        assert found["counts"] == counts
+        assert (found["complete"], found["times"]["finished_at"]) == (False, None)
+        assert 100 <= found["times"]["wall_s"] < 110
     made.complete()
     found = storage.read_json(f"{folder.uri}/run.json")
     assert found["complete"]
-    assert found["times"]["finished_at"] is not None
+    assert (found["counts"], found["times"]["finished_at"] is None) == (counts, False)
 
 
-def test_run_json_is_not_written_for_every_part(folder):
+def kept(folder, images):
+    """Return run.json once it counts so many images."""
+    deadline_s = time.monotonic() + 20
+    while True:
+        found = storage.read_json(f"{folder.uri}/run.json")
+        if found["counts"].get("images") == images:
+            return found
+        assert time.monotonic() < deadline_s, found
+        time.sleep(0.01)
+
+
+def test_a_store_that_does_not_answer_holds_up_no_word_of_the_run(folder, monkeypatch):
+    monkeypatch.setattr(tally, "_KEEP_S", 0.01)
+    asked, answers = threading.Event(), threading.Event()
+
+    def write_slowly(uri, value):
+        asked.set()
+        assert answers.wait(20)
+
+    monkeypatch.setattr(storage, "write_json", write_slowly)
     made = make(folder)
-    made.wrote({"ok": 4}, 20)
-    assert storage.read_json(f"{folder.uri}/run.json")["counts"] == {}
+    with made.kept():
+        assert asked.wait(20)
+        made.worked(work("a", 3))
+        made.wrote({"ok": 4}, 20)
+        assert shown[-1].num_done == 4
+        answers.set()
+
+
+def test_run_json_is_written_at_the_end_of_what_failed(folder):
+    made = make(folder)
+    with suppress(KeyboardInterrupt), made.kept():
+        made.wrote({"ok": 4}, 20)
+        assert storage.read_json(f"{folder.uri}/run.json")["counts"] == {}
+        raise KeyboardInterrupt
+    assert storage.read_json(f"{folder.uri}/run.json")["counts"]["images"] == 4
 
 
 def test_a_line_tells_rate_workers_and_failures_by_reason(monkeypatch):
