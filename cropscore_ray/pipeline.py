@@ -8,10 +8,12 @@ process holds more of the manifest than a batch.
 
 import json
 import logging
+import threading
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import ray
@@ -34,6 +36,7 @@ from cropscore_ray.telemetry import RunTelemetry
 logger = logging.getLogger(__name__)
 
 _FETCH_CPUS = 0.1  # who fetches waits for the store most of the time
+_COUNTED_AT_ONCE = 64  # files
 
 Link = Callable[[ray.data.Dataset, "Todo"], ray.data.Dataset]
 """Adds to a chain of fetched parts what is done with them: `scored` with its scoring, or `packed`.
@@ -88,6 +91,7 @@ def run_parts(
 
     Raises:
         CropscoreError: a worker failed; what is written stays, the same command goes on.
+        RunConflictError: another run took the folder over.
     """
     done, num_left = frozenset(run.folder.written_parts() - run.folder.unreached), None
     num_before, num_images = len(done) * run.part_images, run.manifest.num_images
@@ -103,8 +107,11 @@ def run_parts(
         num_before=num_before,
         shows=[progress] if progress else [],
     )
-    with tally.kept(), ThreadPoolExecutor(1) as beside:
-        counted = beside.submit(_count_written, run, done, count, tally)
+    uncounted = [run.folder.part_uri(number) for number in done]
+    # A daemon: whatever ends the run need not wait for it.
+    beside = threading.Thread(target=_try_to_count, args=(uncounted, count, tally), daemon=True)
+    beside.start()
+    with tally.kept():
         try:
             if num_left != 0:
                 _do_parts(run, link, done, num_left, workers or WorkerConfig(), tally)
@@ -113,7 +120,8 @@ def run_parts(
                 f"{run.command} into {run.folder.uri} failed: {runtime.innermost(error)}",
                 hint="what is written stays; the same command goes on from there",
             ) from error
-    _complete(run, counted, tally)
+        beside.join()
+    _complete(run, uncounted, count, tally)
     logger.info("%s: %.2f images/s", run.command, tally.rate())
 
 
@@ -188,17 +196,40 @@ def packed(fetched: ray.data.Dataset, todo: Todo) -> ray.data.Dataset:
     )
 
 
-def _count_written(run: BulkRun, done: frozenset[int], count: Count, tally: Tally) -> None:
-    """Count what earlier starts wrote, beside the work on the rest."""
-    files = [run.folder.part_uri(number) for number in sorted(done)]
-    for rows in storage.read_files(files, count.columns):
-        tally.wrote(count.by_status(rows), len(rows), before=True)
+def _try_to_count(uncounted: list[str], count: Count, tally: Tally) -> None:
+    """Count beside the work; what cannot be read now is left for the end."""
+    with suppress(Exception):
+        _count(uncounted, count, tally)
 
 
-def _complete(run: BulkRun, counted: Future[None], tally: Tally) -> None:
+def _count(uncounted: list[str], count: Count, tally: Tally) -> None:
+    """Count the images of parts that earlier starts wrote, and take what is counted off the list.
+
+    Raises:
+        StorageError: a part cannot be read, nor after a while.
+    """
+    while uncounted:
+        some = uncounted[-_COUNTED_AT_ONCE:]
+        read = partial(_read, some, count.columns)
+        for rows in storage.persistently(some[0], read):
+            tally.wrote(count.by_status(rows), len(rows), before=True)
+        del uncounted[-len(some) :]
+
+
+def _read(files: list[str], columns: list[str]) -> list[pa.Table]:
+    return list(storage.read_files(files, columns))
+
+
+def _complete(run: BulkRun, uncounted: list[str], count: Count, tally: Tally) -> None:
     """Say in run.json that the run is complete, once that was seen."""
-    counted.result()
-    num_images = run.manifest.num_images
+    try:
+        _count(uncounted, count, tally)
+    except StorageError as error:
+        raise StorageError(
+            f"all parts are written, but some could not be counted: {error}",
+            hint="the same command counts them again; what is broken it makes anew once deleted",
+        ) from error
+    num_images = storage.persistently(run.manifest.uri, lambda: run.manifest.num_images)
     assert num_images is not None, "all parts are done, so all images were listed"
     num_parts, num_counted = _num_parts(run, num_images), tally.by_status.total()
     written = storage.persistently(run.folder.uri, run.folder.written_parts)

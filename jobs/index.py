@@ -171,7 +171,7 @@ def listed(
             hint="check the location; an image set in a table is given as csv:FILE or parquet:URI",
         )
     yield
-    ended = manifest.ended()
+    ended = storage.persistently(manifest.uri, manifest.ended)
     assert ended is not None, "all images are done, so all were found"
     late = f"; {ended['num_late']:,} of them in folders that came later, so without a class"
     shown.say(
