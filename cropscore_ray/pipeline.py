@@ -175,7 +175,7 @@ def scored(scoring: Scoring, fetched: ray.data.Dataset, todo: Todo) -> ray.data.
     most, told = todo.pool.most, (todo.queue, attempts.remote())
     return fetched.map_batches(
         StageActor,
-        fn_constructor_args=(scoring, todo.run.folder, todo.pool.num_threads, *told),
+        fn_constructor_args=(scoring, todo.run.folder, todo.pool, *told),
         batch_size=1,  # a part; Ray wants it said for GPUs
         batch_format="pyarrow",
         compute=ActorPoolStrategy(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,9 +35,12 @@ class ScoreStage:
     schema = schema.SCORES
     with_maps = False
 
-    def __init__(self, bundle: Bundle, config: LocalizeConfig) -> None:
+    def __init__(
+        self, bundle: Bundle, config: LocalizeConfig, device: torch.device | None = None
+    ) -> None:
+        """Load nothing yet; without a device, a GPU if there is one."""
         bundle.require(*required_parts(self.command, config))
-        self.scorer = CropScorer(bundle, mode=config.mode)
+        self.scorer = CropScorer(bundle, mode=config.mode, device=device)
         self.bundle = bundle
         self.config = config
 
@@ -165,8 +169,10 @@ class LocalizeStage(ScoreStage):
     command = "localize"
     schema = schema.PREDICTIONS
 
-    def __init__(self, bundle: Bundle, config: LocalizeConfig) -> None:
-        super().__init__(bundle, config)
+    def __init__(
+        self, bundle: Bundle, config: LocalizeConfig, device: torch.device | None = None
+    ) -> None:
+        super().__init__(bundle, config, device)
         self.localizer: Localizer | None = None
         if bundle.config.mode != "votes":
             normalization = bundle.config.localizer.normalization

@@ -16,12 +16,15 @@ from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.errors import ImageError
 from cropscore_ray.fetch import Fetched
 from cropscore_ray.parts import Row, from_row, images_by_status, summary
+from cropscore_ray.pool import Pool
 from cropscore_ray.run_folder import RunFolder
 from cropscore_ray.runtime import Handle
 from cropscore_ray.telemetry import WorkerTelemetry
 
 # A run's command names the actor, and does without PyTorch.
 if TYPE_CHECKING:
+    import torch
+
     from cropscore_ray.predict import ScoreStage
 
 CALLS_AT_ONCE = 2
@@ -33,18 +36,20 @@ _PROGRESS_S = 1.0
 class Scoring:
     """What an actor does with a part's images."""
 
-    stage: "Callable[[Bundle, LocalizeConfig], ScoreStage]"
+    stage: "Callable[[Bundle, LocalizeConfig, torch.device | None], ScoreStage]"
     model_uri: str
     config: LocalizeConfig
     class_map: list[int | None]
     """The model's index of each of the manifest's classes, None where it has none."""
 
 
-def make_stage(command: str, bundle: Bundle, config: LocalizeConfig) -> "ScoreStage":
-    """Return what makes the rows of a command's table."""
+def make_stage(
+    command: str, bundle: Bundle, config: LocalizeConfig, device: "torch.device | None"
+) -> "ScoreStage":
+    """Return what makes the rows of a command's table; without a device, on a GPU if any."""
     from cropscore_ray.predict import STAGES
 
-    return STAGES[command](bundle, config)
+    return STAGES[command](bundle, config, device)
 
 
 class StageActor:
@@ -54,7 +59,7 @@ class StageActor:
         self,
         scoring: Scoring,
         folder: RunFolder,
-        num_threads: int | None,
+        pool: Pool,
         queue: Handle,
         attempts: Handle,
     ) -> None:
@@ -63,12 +68,14 @@ class StageActor:
         self.folder = folder
         self.telemetry = WorkerTelemetry(queue, folder.uri)
         self.attempts = attempts
-        if not torch.cuda.is_available():
+        # Ray does not hide a GPU from who asked for none.
+        device = None if pool.num_gpus and torch.cuda.is_available() else torch.device("cpu")
+        if device is not None:
             # Ray sets one thread a CPU asked for.
             cores = os.cpu_count() or 1
-            torch.set_num_threads(min(cores, num_threads or cores))
+            torch.set_num_threads(min(cores, pool.num_threads or cores))
         bundle = storage.persistently(scoring.model_uri, lambda: load_bundle(scoring.model_uri))
-        self.stage = scoring.stage(bundle, scoring.config)
+        self.stage = scoring.stage(bundle, scoring.config, device)
         self.class_map = scoring.class_map
         self.scores_one = threading.Lock()
         self.told_s = time.monotonic()

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from cropscore_ray import fetch, pipeline, run_folder, schema, storage
 from cropscore_ray.bench.measuring import Measured
@@ -45,7 +46,9 @@ _LOOK_S = 0.2
 class Returns(ScoreStage):
     """A stage that looks at no image, so that all else of a run is what takes the time."""
 
-    def __init__(self, bundle: Bundle, config: LocalizeConfig) -> None:
+    def __init__(
+        self, bundle: Bundle, config: LocalizeConfig, device: torch.device | None = None
+    ) -> None:
         pass
 
     def by_image(self, rows: list[Row], fetched: list[Fetched]) -> Iterator[list[Row]]:

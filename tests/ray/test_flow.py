@@ -422,8 +422,8 @@ class DiesAtOneImage(LocalizeStage):
         return super().by_image(rows, fetched)
 
 
-def make_dying_stage(command, bundle, config):
-    return DiesAtOneImage(bundle, config)
+def make_dying_stage(command, *told):
+    return DiesAtOneImage(*told)
 
 
 def test_an_image_that_kills_its_process_costs_no_neighbour_its_row(
