@@ -35,6 +35,8 @@ class Snapshot:
     """Processes that worked on images in the last half minute."""
     busy: float | None
     """Share of that time that they worked; the others waited for images."""
+    gpu_use: float | None = None
+    """Share of that time that their GPUs were at work; None without any that says so."""
 
 
 class Progress:
@@ -102,6 +104,8 @@ class Progress:
             elif now.busy is not None:
                 plural = "" if now.num_workers == 1 else "s"
                 words.append(f"{now.num_workers} worker{plural} {now.busy:.0%} busy")
+            if now.gpu_use is not None:
+                words.append(f"GPUs {now.gpu_use:.0%}")
             failures = sorted(set(now.by_status) - {"ok"})
             words += [f"{now.by_status[status]:,} {status}" for status in failures]
             self.update(stage, now.num_done, now.num_images, ", ".join(words))

@@ -36,7 +36,7 @@ _PROGRESS_S = 1.0
 class Scoring:
     """What an actor does with a part's images."""
 
-    stage: "Callable[[Bundle, LocalizeConfig, torch.device | None], ScoreStage]"
+    stage: "Callable[[Bundle, LocalizeConfig, torch.device], ScoreStage]"
     model_uri: str
     config: LocalizeConfig
     class_map: list[int | None]
@@ -44,9 +44,9 @@ class Scoring:
 
 
 def make_stage(
-    command: str, bundle: Bundle, config: LocalizeConfig, device: "torch.device | None"
+    command: str, bundle: Bundle, config: LocalizeConfig, device: "torch.device"
 ) -> "ScoreStage":
-    """Return what makes the rows of a command's table; without a device, on a GPU if any."""
+    """Return what makes the rows of a command's table."""
     from cropscore_ray.predict import STAGES
 
     return STAGES[command](bundle, config, device)
@@ -66,14 +66,16 @@ class StageActor:
         import torch
 
         self.folder = folder
-        self.telemetry = WorkerTelemetry(queue, folder.uri)
         self.attempts = attempts
-        # Ray does not hide a GPU from who asked for none.
-        device = None if pool.num_gpus and torch.cuda.is_available() else torch.device("cpu")
-        if device is not None:
+        device, gpu_uuid = torch.device("cpu"), None
+        if pool.num_gpus and torch.cuda.is_available():  # Ray hides no GPU from who wants none
+            device = torch.device("cuda")
+            gpu_uuid = str(torch.cuda.get_device_properties(device).uuid)
+        else:
             # Ray sets one thread a CPU asked for.
             cores = os.cpu_count() or 1
             torch.set_num_threads(min(cores, pool.num_threads or cores))
+        self.telemetry = WorkerTelemetry(queue, folder.uri, gpu_uuid)
         bundle = storage.persistently(scoring.model_uri, lambda: load_bundle(scoring.model_uri))
         self.stage = scoring.stage(bundle, scoring.config, device)
         self.class_map = scoring.class_map

@@ -28,6 +28,8 @@ class Work:
     """Seconds that it worked on images since it told last."""
     idle_s: float
     """Seconds that it waited for them."""
+    gpu_use: float | None = None
+    """Share of the last moment that its GPU was at work; None if none says so."""
 
 
 @dataclass
@@ -154,6 +156,7 @@ class Tally:
             by_status=self.by_status,
             num_workers=len({work.worker for _, work in self._work}),
             busy=self._busy(),
+            gpu_use=self._gpu_use(),
         )
 
     def _known_images(self) -> int | None:
@@ -169,3 +172,8 @@ class Tally:
         busy_s = sum(work.busy_s for _, work in self._work)
         idle_s = sum(work.idle_s for _, work in self._work)
         return busy_s / (busy_s + idle_s) if busy_s + idle_s else None
+
+    def _gpu_use(self) -> float | None:
+        """Return the mean of what GPUs said lately."""
+        found = [work.gpu_use for _, work in self._work if work.gpu_use is not None]
+        return sum(found) / len(found) if found else None

@@ -4,6 +4,7 @@ Ray serves the metrics of all its processes on each node, with `ray_` before the
 `_total` after those of counters; cluster/grafana/cropscore.json draws them.
 """
 
+from ray._private.thirdparty import pynvml
 from ray.util.metrics import Counter, Gauge
 
 from cropscore_ray import runtime
@@ -12,11 +13,25 @@ from cropscore_ray.runtime import Handle
 from cropscore_ray.tally import Work
 
 
-class WorkerTelemetry:
-    """One worker's."""
+def gpu_use(uuid: str) -> float | None:
+    """Return the share of the last moment that a GPU was at work; None if nobody can tell.
 
-    def __init__(self, queue: Handle, run: str) -> None:
+    PyTorch needs a package for that which it does not bring; Ray brings it for its own metrics.
+    """
+    try:
+        pynvml.nvmlInit()
+        gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        return float(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu) / 100
+    except pynvml.NVMLError:
+        return None
+
+
+class WorkerTelemetry:
+    """One worker's, and its GPU's, of which torch tells the UUID."""
+
+    def __init__(self, queue: Handle, run: str, gpu_uuid: str | None = None) -> None:
         self._queue = queue
+        self._gpu_uuid = gpu_uuid
         self._worker = runtime.worker_id()
         self._tags = {"run": run}
         self._images = Counter("cropscore_images", "Images done.", ("run", "status"))
@@ -25,7 +40,13 @@ class WorkerTelemetry:
 
     def worked(self, num_images: int, *, busy_s: float, idle_s: float) -> None:
         """Tell of images that are scored, and of the time since the last ones."""
-        work = Work(worker=self._worker, num_images=num_images, busy_s=busy_s, idle_s=idle_s)
+        work = Work(
+            worker=self._worker,
+            num_images=num_images,
+            busy_s=busy_s,
+            idle_s=idle_s,
+            gpu_use=gpu_use(self._gpu_uuid) if self._gpu_uuid else None,
+        )
         runtime.tell(self._queue, work)
         for counter, seconds in ((self._busy, busy_s), (self._idle, idle_s)):
             if seconds > 0:  # Ray counts nothing else

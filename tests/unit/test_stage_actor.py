@@ -1,38 +1,48 @@
-"""The process that holds a model: where it computes."""
+"""The process that holds a model: where it computes, and what it tells of its GPU."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from models import random_model
 
-from cropscore_ray import run_folder, stage_actor
+from cropscore_ray import run_folder, runtime, stage_actor, telemetry
 from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.pool import Pool
 from cropscore_ray.stage_actor import Scoring, StageActor
+from cropscore_ray.telemetry import WorkerTelemetry
 
 
 @pytest.mark.parametrize(
-    ("num_gpus", "has_gpu", "device"),
-    [(0, True, "cpu"), (0, False, "cpu"), (1, True, None), (0.5, True, None), (1, False, "cpu")],
+    ("num_gpus", "has_gpu", "device", "uuid"),
+    [
+        (0, True, "cpu", None),
+        (0, False, "cpu", None),
+        (1, True, "cuda", "8-4"),
+        (0.5, True, "cuda", "8-4"),
+        (1, False, "cpu", None),
+    ],
 )
 def test_a_worker_computes_on_a_gpu_only_if_it_asked_for_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     num_gpus: float,
     has_gpu: bool,
-    device: str | None,
+    device: str,
+    uuid: str | None,
 ) -> None:
-    given: list[torch.device | None] = []
+    found: list[Any] = []
     random_model(str(tmp_path / "model"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    gpu = SimpleNamespace(uuid="8-4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    monkeypatch.setattr(stage_actor, "WorkerTelemetry", lambda *_: None)
-    stage: Any = lambda bundle, config, device: given.append(device)  # noqa: E731
+    monkeypatch.setattr(stage_actor, "WorkerTelemetry", lambda *told: found.append(told[-1]))
     StageActor(
         Scoring(
-            stage=stage,
+            stage=lambda bundle, config, device: found.append(device),
             model_uri=str(tmp_path / "model"),
             config=LocalizeConfig(),
             class_map=[],
@@ -42,7 +52,7 @@ def test_a_worker_computes_on_a_gpu_only_if_it_asked_for_one(
         queue=None,
         attempts=None,
     )
-    assert given == [device and torch.device(device)]
+    assert found == [uuid, torch.device(device)]
 
 
 def test_a_stage_computes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,3 +60,38 @@ def test_a_stage_computes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     stage = stage_actor.make_stage("localize", bundle, LocalizeConfig(), torch.device("cpu"))
     assert stage.scorer.device == torch.device("cpu")
+
+
+class Nvml:
+    """NVIDIA's library, of a machine with one GPU."""
+
+    class NVMLError(Exception):
+        pass
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        pass
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        if uuid != "GPU-8-4":
+            raise self.NVMLError("not found")
+        return uuid
+
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:  # noqa: N802
+        return SimpleNamespace(gpu=87, memory=3)
+
+
+@pytest.mark.parametrize(("uuid", "use"), [("8-4", 0.87), ("8-5", None), (None, None)])
+def test_a_worker_tells_of_its_own_gpu(
+    monkeypatch: pytest.MonkeyPatch, uuid: str | None, use: float | None
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(telemetry, "pynvml", Nvml())
+    monkeypatch.setattr(telemetry, "Counter", lambda *_: SimpleNamespace(inc=lambda *_: None))
+    monkeypatch.setattr(runtime, "worker_id", lambda: "a")
+    monkeypatch.setattr(runtime, "tell", lambda queue, work: told.append(work.gpu_use))
+    WorkerTelemetry(None, "run", uuid).worked(3, busy_s=1, idle_s=0)
+    assert told == [use]
+
+
+def test_a_machine_without_nvidias_library_tells_nothing() -> None:
+    assert telemetry.gpu_use("8-4") is None

@@ -66,6 +66,16 @@ def test_who_is_busy_and_how_much(folder):
     made.worked(work("a", 1, busy_s=6))
     made.worked(work("b", 1, busy_s=3))
     assert (shown[-1].num_workers, shown[-1].busy) == (2, pytest.approx(0.75))
+    assert shown[-1].gpu_use is None
+
+
+def test_how_much_those_gpus_are_used_that_say_so(folder):
+    made = make(folder)
+    for worker, gpu_use in (("a", 1.0), ("a", 0.5), ("b", 0.9), ("c", None)):
+        made.worked(
+            Work(worker=worker, num_images=1, busy_s=1, idle_s=0, gpu_use=gpu_use),
+        )
+    assert shown[-1].gpu_use == pytest.approx(0.8)
 
 
 def test_workers_that_tell_nothing_more_are_forgotten(folder, monkeypatch):
@@ -153,11 +163,12 @@ def test_a_line_tells_rate_workers_and_failures_by_reason(monkeypatch):
                 by_status=Counter(ok=done, undecodable=2, missing=1),
                 num_workers=2,
                 busy=0.973,
+                gpu_use=0.868,
             )
         )
     assert stream.getvalue().splitlines()[-1] == (
         "localize: 1,250 of 101,250, 67 min left, 25 images/s, 2 workers 97% busy, "
-        "1 missing, 2 undecodable"
+        "GPUs 87%, 1 missing, 2 undecodable"
     )
 
 
