@@ -149,13 +149,15 @@ def pipeline(
                 )
             )
     rows = pipeline_bench.measured(found)
-    _, fewer, most = pipeline_bench.SIZE.shards
+    few, more, most = pipeline_bench.SIZE.shards
     ratios = {
         f"pipeline/bare:{mode}": ratio(rows, f"pipeline, {mode}", f"bare, {mode}")
         for mode in pipeline_bench.SIZE.photos
     }
-    over, under = f"overhead, to {most:,} images", f"overhead, to {fewer:,} images"
-    ratios["overhead_100k/overhead_1k"] = ratio(rows, over, under)
+    over, under = (f"marginal, {a:,} to {b:,} images" for a, b in ((more, most), (few, more)))
+    ratios["marginal_10k_to_100k/marginal_1k_to_10k"] = ratio(rows, over, under)
+    over, under = f"average, {most:,} images", f"average, {few:,} images"
+    ratios["average_100k/average_1k"] = ratio(rows, over, under)
     resume, full = "resume, 99 % done", f"whole run, {most:,} images"
     ratios["resume_99/full"] = ratio(rows, resume, full)
     return _found(device, rows, ratios)

@@ -260,6 +260,7 @@ def run_round(
             seconds = way.on_ray(out)
         step()
         found[f"whole run, {number:,} images"] = seconds
+        found[f"average, {number:,} images"] = 1e6 * seconds / number
         found[f"memory of the driver, {number:,} images"] = memory.driver / 2**20
         found[f"memory of an actor, {number:,} images"] = memory.actor / 2**20
         if number == size.shards[-1]:
@@ -268,9 +269,9 @@ def run_round(
             step()
         _forget(out)
     for fewer, more in pairwise(size.shards):
-        # What more images cost: the start is in both runs, and drops out.
+        # What an image more costs: the start is in both runs, and drops out.
         seconds = found[f"whole run, {more:,} images"] - found[f"whole run, {fewer:,} images"]
-        found[f"overhead, to {more:,} images"] = 1e6 * seconds / (more - fewer)
+        found[f"marginal, {fewer:,} to {more:,} images"] = 1e6 * seconds / (more - fewer)
     return found
 
 
@@ -281,7 +282,8 @@ def _forget(*folders: str) -> None:
 
 def unit(name: str) -> str:
     """Return the unit of a row by its name."""
-    units = {"pipeline": "images/s", "bare": "images/s", "overhead": "us an image"}
+    units = {"pipeline": "images/s", "bare": "images/s"}
+    units |= {"average": "us an image", "marginal": "us an image"}
     return units.get(name.split(",")[0], "MiB" if name.startswith("memory") else "s")
 
 

@@ -33,17 +33,22 @@ def test_all_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     found = bench.pipeline(rounds=1, progress=lambda *step: steps.append(step))
     assert steps == [(number, 8) for number in range(1, 9)]
     values = {row["name"]: row["median"] for row in found["rows"]}
-    assert all(value > 0 for name, value in values.items() if "overhead" not in name), values
+    assert all(value > 0 for name, value in values.items() if "marginal" not in name), values
     seconds = values["whole run, 1,280 images"] - values["whole run, 640 images"]
-    assert values["overhead, to 1,280 images"] == pytest.approx(1e6 * seconds / 640)
+    assert values["marginal, 640 to 1,280 images"] == pytest.approx(1e6 * seconds / 640)
+    seconds = values["whole run, 640 images"]
+    assert values["average, 640 images"] == pytest.approx(1e6 * seconds / 640)
     assert len(kept["lost"]) == 1
     assert found["ratios"] == {
         "pipeline/bare:exact": pytest.approx(values["pipeline, exact"] / values["bare, exact"]),
         "pipeline/bare:pyramid": pytest.approx(
             values["pipeline, pyramid"] / values["bare, pyramid"]
         ),
-        "overhead_100k/overhead_1k": pytest.approx(
-            values["overhead, to 1,280 images"] / values["overhead, to 640 images"]
+        "marginal_10k_to_100k/marginal_1k_to_10k": pytest.approx(
+            values["marginal, 640 to 1,280 images"] / values["marginal, 64 to 640 images"]
+        ),
+        "average_100k/average_1k": pytest.approx(
+            values["average, 1,280 images"] / values["average, 64 images"]
         ),
         "resume_99/full": pytest.approx(
             values["resume, 99 % done"] / values["whole run, 1,280 images"]
