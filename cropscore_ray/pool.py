@@ -1,13 +1,10 @@
 """How many processes hold a model, and what each takes of its node."""
 
-import logging
 import math
 from dataclasses import dataclass
 
 from cropscore_ray import runtime
 from cropscore_ray.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 _SHARE = 0.75
 """Of the CPUs of a node without GPUs, taken by its worker: more than half, so that there is one
@@ -73,9 +70,7 @@ def pool(workers: WorkerConfig) -> Pool:
     """
     per_gpu = workers.gpus_per_worker
     if per_gpu is None:
-        per_gpu = 1.0 if runtime.gpus_in_reach() else 0.0
-        if runtime.is_joined() and not per_gpu:
-            logger.warning("no GPU is up, so CPUs do it; --gpus-per-worker 1 waits for GPUs")
+        per_gpu = float(runtime.takes_gpus(1, "--gpus-per-worker 1"))
     per_cpu = 0.0 if per_gpu else _SHARE * min(runtime.cpus_by_node(), default=1.0)
     room = _room(per_gpu, per_cpu)
     if not runtime.is_joined() and room < (workers.num_workers or 1):

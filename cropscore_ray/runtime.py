@@ -16,6 +16,8 @@ from ray.exceptions import RayError
 from cropscore_ray import s3, tokens
 from cropscore_ray.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 Handle = Any
 """Something of Ray's that lives in another process: a queue, an actor."""
 
@@ -131,7 +133,7 @@ def check_workers(num_workers: int, on_gpu: bool) -> None:
     """Raise ConfigError if this machine alone can never start so many workers."""
     kind = "GPU" if on_gpu else "CPU"
     found = int(sum(_by_node(kind)))
-    if not os.environ.get("RAY_ADDRESS") and num_workers > found:
+    if not is_joined() and num_workers > found:
         raise ConfigError(
             f"num_workers is {num_workers}, but this machine has {found} {kind}s for Ray",
             hint="ask for fewer, or name a cluster with RAY_ADDRESS",
@@ -166,6 +168,23 @@ def gpus_in_reach() -> bool:
     # Ray has no public way to ask an autoscaler what it could bring; its own trainer asks so.
     reach = ray_state.get_max_resources_from_cluster_config() or {}
     return bool(gpus_by_node() or reach.get("GPU"))
+
+
+def takes_gpus(num_workers: int, setting: str) -> bool:
+    """Tell whether workers ask for GPUs where nobody has said so.
+
+    On this machine alone, if it has enough of them. On a cluster, if one is up or the cluster says
+    that it can get some; else the user is told of the setting that waits for GPUs all the same.
+    """
+    num_up = int(sum(gpus_by_node()))
+    if not is_joined():
+        return num_up >= num_workers
+    if not gpus_in_reach():
+        logger.warning("no GPU is up, so CPUs do it; %s waits for GPUs", setting)
+        return False
+    if 0 < num_up < num_workers:
+        logger.warning("%d of %d GPUs are up; the others are waited for", num_up, num_workers)
+    return True
 
 
 def worker_id() -> str:

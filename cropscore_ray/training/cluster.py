@@ -69,7 +69,7 @@ def fit(
         storage_uri: a folder that all nodes can write.
         num_workers: processes.
         min_workers: the fewest to go on with while nodes are missing; None: num_workers.
-        use_gpu: one GPU each; None: if the cluster has that many.
+        use_gpu: one GPU each; None: see `runtime.takes_gpus`.
         checkpoint_steps: steps between checkpoints besides those at the ends of epochs.
         progress: called in this process as steps are taken.
 
@@ -80,21 +80,15 @@ def fit(
     # A checkpoint counts once the controller has seen it, by default every two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     runtime.connect()
-    fewest = min_workers or num_workers
-    on_gpu = sum(runtime.gpus_by_node()) >= fewest if use_gpu is None else use_gpu
-    runtime.check_workers(fewest, on_gpu)
+    scaling = scaling_config(num_workers, min_workers, use_gpu)
     fs, path = storage.filesystem(storage_uri)
-    scaling = ScalingConfig(
-        num_workers=num_workers if fewest == num_workers else (fewest, num_workers),
-        use_gpu=on_gpu,
-    )
     run = RunConfig(
         name=name,
         storage_path=path,
         storage_filesystem=fs,
         failure_config=FailureConfig(max_failures=_MAX_FAILURES),
         checkpoint_config=CheckpointConfig(num_to_keep=1),
-        worker_runtime_env={"env_vars": {} if on_gpu else _KEEP_PAGES},
+        worker_runtime_env={"env_vars": {} if scaling.use_gpu else _KEEP_PAGES},
     )
     with runtime.events(progress or _ignore) as queue:
         loop_config = {"training": training, "queue": queue, "checkpoint_steps": checkpoint_steps}
@@ -108,6 +102,19 @@ def fit(
             name,
             storage_uri,
         )
+
+
+def scaling_config(
+    num_workers: int, min_workers: int | None, use_gpu: bool | None
+) -> ScalingConfig:
+    """Return what to ask Ray for; the arguments are those of `fit`."""
+    fewest = min_workers or num_workers
+    on_gpu = runtime.takes_gpus(fewest, "--set use_gpu=true") if use_gpu is None else use_gpu
+    runtime.check_workers(fewest, on_gpu)
+    return ScalingConfig(
+        num_workers=num_workers if fewest == num_workers else (fewest, num_workers),
+        use_gpu=on_gpu,
+    )
 
 
 def _run_to_the_end(make_trainer: Callable[[], TorchTrainer], name: str, storage_uri: str) -> Any:

@@ -1,0 +1,68 @@
+"""What a training asks a cluster for, and what it makes of the cluster's answers."""
+
+from collections.abc import Callable
+
+import pytest
+
+from cropscore_ray import runtime
+from cropscore_ray.errors import ConfigError
+from cropscore_ray.training.cluster import scaling_config
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def make(*, gpus: int, joined: bool = True, in_reach: bool = False) -> None:
+        found = {"CPU": [8.0], "GPU": [1.0] * gpus}
+        monkeypatch.setattr(runtime, "_by_node", lambda kind: found[kind])
+        monkeypatch.setattr(runtime, "is_joined", lambda: joined)
+        monkeypatch.setattr(runtime, "gpus_in_reach", lambda: gpus > 0 or in_reach)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("gpus", "in_reach", "told"),
+    [(0, True, ""), (1, False, "1 of 4 GPUs are up; the others are waited for"), (4, False, "")],
+)
+def test_a_cluster_with_gpus_or_that_can_get_some_is_asked_for_them(
+    cluster: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+    gpus: int,
+    in_reach: bool,
+    told: str,
+) -> None:
+    cluster(gpus=gpus, in_reach=in_reach)
+    assert scaling_config(4, None, None).use_gpu is True
+    assert [one.message for one in caplog.records] == [told] * bool(told)
+
+
+@pytest.mark.parametrize(("asked", "is_told"), [(None, True), (False, False)])
+def test_it_is_told_that_a_cluster_without_gpus_trains_on_cpus(
+    cluster: Callable[..., None], caplog: pytest.LogCaptureFixture, asked: bool, is_told: bool
+) -> None:
+    cluster(gpus=0)
+    assert scaling_config(4, None, asked).use_gpu is False
+    assert ("--set use_gpu=true waits for GPUs" in caplog.text) is is_told
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(0, False), (1, False), (2, True)])
+def test_this_machine_alone_takes_gpus_if_it_has_enough(
+    cluster: Callable[..., None], caplog: pytest.LogCaptureFixture, gpus: int, expected: bool
+) -> None:
+    cluster(gpus=gpus, joined=False)
+    assert scaling_config(2, None, None).use_gpu is expected
+    assert not caplog.records
+
+
+def test_this_machine_alone_is_not_asked_for_more_than_it_has(
+    cluster: Callable[..., None],
+) -> None:
+    cluster(gpus=1, joined=False)
+    with pytest.raises(ConfigError, match="num_workers is 2, but this machine has 1 GPUs for Ray"):
+        scaling_config(2, None, True)
+
+
+def test_the_fewest_workers_make_a_training_elastic(cluster: Callable[..., None]) -> None:
+    cluster(gpus=0)
+    assert scaling_config(4, 1, False).num_workers == (1, 4)
+    assert scaling_config(4, 4, False).num_workers == 4
