@@ -43,6 +43,7 @@ def connect() -> None:
         _provide_token()
         s3.ask_plainly()  # Ray's own processes write checkpoints
         ray.init(
+            address="local",  # else Ray would join one that runs here, or ran and left a trace
             num_cpus=max(4, os.cpu_count() or 1),
             include_dashboard=False,
             configure_logging=False,

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,17 @@ def test_rays_own_processes_ask_stores_plainly() -> None:
         check=False,
     )
     assert done.stdout == "WHEN_REQUIRED\n", done.stderr
+
+
+def test_a_cluster_that_left_a_trace_here_is_not_joined() -> None:
+    with tempfile.TemporaryDirectory(prefix="trace-") as folder:  # short, for Ray's sockets
+        Path(folder, "ray").mkdir()
+        Path(folder, "ray/ray_current_cluster").write_text("127.0.0.1:6379")
+        done = subprocess.run(
+            [sys.executable, "-c", PLAIN],
+            env={**os.environ, "RAY_TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
