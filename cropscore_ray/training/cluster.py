@@ -176,6 +176,7 @@ def _worker_loop(loop_config: dict[str, Any]) -> Any:
         num_workers=context.get_world_size(),
         device=get_device(),
         wrap=_wrap,
+        total=_total,
         checkpoint_steps=loop_config["checkpoint_steps"],
         checkpoint=_report,
         progress=progress,
@@ -199,6 +200,13 @@ def _unpack(packed: bytes) -> Any:
 def _wrap(network: torch.nn.Module) -> torch.nn.Module:
     module: torch.nn.Module = prepare_model(network)
     return module
+
+
+def _total(sums: torch.Tensor) -> torch.Tensor:
+    total = sums.clone()
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return total
 
 
 def _report(metrics: dict[str, Any], state: Callable[[], State]) -> None:

@@ -17,10 +17,11 @@ from torch.utils.data import Dataset
 
 from cropscore_ray import fetch, images
 from cropscore_ray.config import PreprocessConfig
-from cropscore_ray.errors import DataError, ImageError
+from cropscore_ray.errors import DataError, ImageError, StorageError
 
 logger = logging.getLogger(__name__)
 
+_STORAGES_FAULT = {"unreachable", "throttled"}
 _ATTEMPTS = 100  # an image set with this many unreadable images in a row is no image set
 
 Box = NDArray[np.float64]
@@ -57,7 +58,11 @@ class Request:
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Something of each image an epoch; an unreadable image is replaced by the next one."""
+    """Something of each image an epoch; an unreadable image is replaced by the next one.
+
+    Not so where a storage fails, after the retries of `fetch`: then an outage would change what
+    is learnt, and nobody would know.
+    """
 
     def __init__(self, data: LabelledImages, preprocess: PreprocessConfig, seed: int) -> None:
         self.data = data
@@ -73,13 +78,23 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return Request(image, epoch)
 
     def __getitem__(self, request: Request) -> dict[str, Any]:
-        """Return what was drawn, and num_failed, how many unreadable images were passed over."""
+        """Return what was drawn, and num_failed, how many unreadable images were passed over.
+
+        Raises:
+            StorageError: the storage does not answer.
+            DataError: no image in reach can be read.
+        """
         for num_failed in range(_ATTEMPTS):
             at = (request.image + num_failed) % len(self)
             try:
                 sample = self._sample(replace(request, image=at))
                 return {**sample, "num_failed": num_failed}
             except ImageError as error:
+                if error.status in _STORAGES_FAULT:
+                    raise StorageError(
+                        f"a training image is {error.status}: {error}",
+                        hint="once the storage answers, start the same command again; it goes on",
+                    ) from error
                 logger.warning("left out of training: %s (%s)", error, error.status)
         raise DataError(
             f"{_ATTEMPTS} training images in a row cannot be read, the last: {self.data.uris[at]}",

@@ -31,6 +31,10 @@ def _plain(network: nn.Module) -> nn.Module:
     return network
 
 
+def _alone(sums: Tensor) -> Tensor:
+    return sums
+
+
 def _ignore(*event: Any) -> None:
     del event
 
@@ -44,6 +48,8 @@ class Worker:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wrap: Callable[[nn.Module], nn.Module] = _plain
     """Makes gradients common to all workers."""
+    total: Callable[[Tensor], Tensor] = _alone
+    """Adds up what each worker has; all must call it at the same step."""
     checkpoint_steps: int = 0
     """Steps from one checkpoint to the next, besides those at the ends of epochs; 0: none."""
     checkpoint: Callable[[dict[str, Any], Callable[[], State]], None] = _ignore
@@ -137,8 +143,9 @@ class _Session:
         self.optimizer, self.schedule = make_optimizer(self.module, task.config, self.plan)
         self.history: list[dict[str, float]] = []
         self.step = 0
-        self.sums = torch.zeros(4, dtype=torch.float64, device=worker.device)
-        """Of this epoch: loss, images judged right, images judged, unreadable ones."""
+        self.totals, self.sums = torch.zeros(2, 4, dtype=torch.float64, device=worker.device)
+        """Of this epoch: loss, images judged right, images judged, unreadable ones; of all workers
+        up to the last checkpoint, and of this one since then."""
         self.seconds, self.waited_s = 0.0, 0.0  # of this epoch
 
     def final(self) -> nn.Module:
@@ -155,7 +162,7 @@ class _Session:
             "objective": self.task.objective.state(),
             "step": self.step,
             "history": self.history,
-            "epoch": (self.sums.cpu(), self.seconds, self.waited_s),
+            "epoch": (self.totals.cpu(), self.seconds, self.waited_s),
         }
 
     def load(self, state: State) -> None:
@@ -167,8 +174,8 @@ class _Session:
         self.schedule.load_state_dict(state["schedule"])
         self.task.objective.load(state["objective"])
         self.step, self.history = state["step"], state["history"]
-        sums, self.seconds, self.waited_s = state["epoch"]
-        self.sums.copy_(sums)
+        totals, self.seconds, self.waited_s = state["epoch"]
+        self.totals.copy_(totals)
 
     def run(self) -> Iterator[dict[str, float]]:
         """Take all steps that are left; give metrics where a checkpoint is due."""
@@ -181,12 +188,16 @@ class _Session:
             self._take_step(feed)
             self.waited_s += feed.waited_s - waited_s
             self.seconds += time.monotonic() - began_s
+            ends_epoch = self.step % self.plan.steps_an_epoch == 0
+            is_due = ends_epoch or self.step % (self.worker.checkpoint_steps or math.inf) == 0
+            if is_due:
+                self._add_up()
             self.worker.progress(self.task.name, self.step, self.plan.num_steps, self._line)
-            if self.step % self.plan.steps_an_epoch == 0:
+            if ends_epoch:
                 self._end_epoch()
                 yield self.history[-1]
-            elif self.worker.checkpoint_steps and self.step % self.worker.checkpoint_steps == 0:
-                yield self._metrics()
+            elif is_due:
+                yield self._metrics(self.totals)
 
     def _take_step(self, feed: Feed) -> None:
         """Take one step of the optimizer on this worker's share of the batch.
@@ -216,18 +227,23 @@ class _Session:
     def _take_pass(self, batch: Batch, num_images: int) -> None:
         loss, right, judged = self.task.objective(self.module, batch)
         # Workers' gradients are averaged, and their shares may differ by an image.
-        weighted = loss * (num_images * self.worker.num_workers / self.plan.batch_size)
-        weighted.backward()  # type: ignore[no-untyped-call]
+        weighted = loss * (num_images / self.plan.batch_size)
+        (weighted * self.worker.num_workers).backward()  # type: ignore[no-untyped-call]
         sums = [weighted.detach(), right, judged, batch["num_failed"].sum()]
         self.sums += torch.stack([one.double() for one in sums])
 
-    def _metrics(self) -> dict[str, float]:
+    def _add_up(self) -> None:
+        """Add to the totals what all workers have had since the last checkpoint."""
+        self.totals += self.worker.total(self.sums)
+        self.sums.zero_()
+
+    def _metrics(self, sums: Tensor) -> dict[str, float]:
         """Return the epoch so far: mean loss, accuracy, failures and time.
 
         Raises:
             ConfigError: the loss is no longer a number.
         """
-        loss_sum, right, judged, failed = self.sums.tolist()
+        loss_sum, right, judged, failed = sums.tolist()
         taken = (self.step - 1) % self.plan.steps_an_epoch + 1
         if not math.isfinite(loss_sum):
             raise ConfigError(
@@ -244,14 +260,18 @@ class _Session:
         }
 
     def _line(self) -> str:
-        metrics = self._metrics()
+        """Return how the epoch goes, as this worker alone can tell: the others have as much."""
+        metrics = self._metrics(self.totals + self.worker.num_workers * self.sums)
         taken = (self.step - 1) % self.plan.steps_an_epoch + 1
         rate = taken * self.plan.batch_size / self.seconds
         waited = f"{metrics['input_wait']:.0%} of it waiting for images"
-        return f"loss {metrics['loss']:.3f}, {rate:.0f} images/s, {waited}"
+        failed = (
+            f", passed over {metrics['failed']:.0f} unreadable ones" if metrics["failed"] else ""
+        )
+        return f"loss {metrics['loss']:.3f}, {rate:.0f} images/s, {waited}{failed}"
 
     def _end_epoch(self) -> None:
-        self.history = [*self.history, self._metrics()]
-        self.sums.zero_()
+        self.history = [*self.history, self._metrics(self.totals)]
+        self.totals.zero_()
         self.seconds, self.waited_s = 0.0, 0.0
         logger.info("%s epoch %d: %s", self.task.name, len(self.history), self.history[-1])

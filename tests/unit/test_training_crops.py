@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from cropscore_ray import grid
+from cropscore_ray import fetch, grid
 from cropscore_ray.config import ClassifierConfig, PreprocessConfig, ScorerConfig
-from cropscore_ray.errors import DataError
+from cropscore_ray.errors import DataError, ImageError, StorageError
 from cropscore_ray.training.crop_loss import Calibration, crop_losses, fit_calibration
 from cropscore_ray.training.crops import (
     CropDataset,
@@ -142,6 +142,18 @@ def test_an_unreadable_image_is_replaced_by_the_next_and_counted(dataset: CropDa
         item = dataset[Request(index, 0)]
         assert (item["class_index"], item["num_failed"]) == (4, failed)
         assert grey_of(item["crop"]) == 200
+
+
+@pytest.mark.parametrize("status", ["unreachable", "throttled"])
+def test_a_storage_that_fails_replaces_no_image(
+    dataset: CropDataset, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    def fetch_image(uri: str) -> bytes:
+        raise ImageError(status, f"{uri}: no answer")
+
+    monkeypatch.setattr(fetch, "fetch_image", fetch_image)
+    with pytest.raises(StorageError, match=rf"a training image is {status}: .*0\.png: no answer"):
+        dataset[Request(0, 0)]
 
 
 def test_images_that_can_none_be_read_end_the_training(dataset: CropDataset) -> None:

@@ -193,6 +193,19 @@ def test_progress_counts_every_step(images: LabelledImages) -> None:
     assert steps == [("classifier-0", done, 4) for done in (1, 2, 3, 4)]
 
 
+def test_progress_counts_unreadable_images(images: LabelledImages) -> None:
+    lines: list[str] = []
+    gone = replace(images, uris=[*images.uris[:10], *(f"{uri}.gone" for uri in images.uris[10:])])
+
+    def progress(name: str, done: int, total: int, detail: Callable[[], str]) -> None:
+        lines.append(detail())
+
+    train_networks([a_task(gone, epochs=2)], Worker(progress=progress))
+    for epoch_end in (lines[2], lines[5]):  # 3 steps an epoch
+        # The last but one is passed over for itself and, twice, for the one before it.
+        assert epoch_end.endswith("images, passed over 3 unreadable ones")
+
+
 def test_checkpoints_come_between_the_ends_of_epochs(images: LabelledImages) -> None:
     keeper = Keeper()
     train_networks([a_task(images, epochs=2)], Worker(checkpoint=keeper, checkpoint_steps=2))
