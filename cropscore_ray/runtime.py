@@ -156,6 +156,13 @@ def cpus_by_node() -> list[float]:
     return _by_node("CPU")
 
 
+def cpus_here() -> float:
+    """Return the CPUs of the node of this worker, as Ray counts them."""
+    here = ray.get_runtime_context().get_node_id()
+    [node] = [node for node in ray.nodes() if node["NodeID"] == here]
+    return float(node["Resources"].get("CPU", 0))
+
+
 def _by_node(kind: str) -> list[float]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [found[kind] for found in nodes if found.get(kind)]

@@ -4,7 +4,6 @@ A step's images depend on (seed, step) alone: a training that was stopped goes o
 and with any number of workers, which share the images of each step among them.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +21,7 @@ from cropscore_ray.config import SgdConfig
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.training.dataset import ImageDataset
 
-_MOST_LOADERS = 16  # a container may see more cores than it has
-_AHEAD = 2  # passes that a thread has ready on a CPU
+_AHEAD = 2  # passes that a thread has ready
 
 Batch = dict[str, Tensor]
 
@@ -124,16 +122,21 @@ class Feed:
     """The batches of a training, pass by pass, and how long the steps had to wait for them."""
 
     def __init__(
-        self, dataset: ImageDataset, plan: Plan, first_step: int, device: torch.device
+        self,
+        dataset: ImageDataset,
+        plan: Plan,
+        first_step: int,
+        device: torch.device,
+        num_loaders: int = 0,
     ) -> None:
-        on_gpu = device.type == "cuda"
+        """Begin to read: in so many processes, or in a thread if there are none."""
         loader = DataLoader(
             dataset,
             batch_sampler=_Requests(dataset, plan, first_step),
-            num_workers=num_loaders() if on_gpu else 0,
-            pin_memory=on_gpu,
+            num_workers=num_loaders,
+            pin_memory=device.type == "cuda",
         )
-        self._batches = iter(loader) if on_gpu else _read_ahead(iter(loader))
+        self._batches = iter(loader) if num_loaders else _read_ahead(iter(loader))
         self._device = device
         self.waited_s = 0.0
 
@@ -143,15 +146,6 @@ class Feed:
         batch = next(self._batches)
         self.waited_s += time.monotonic() - began_s
         return on_device(batch, self._device)
-
-
-def num_loaders() -> int:
-    """Return how many processes decode for one GPU: its share of the node's cores, less one.
-
-    Ray Train tells the workers of a node by LOCAL_WORLD_SIZE.
-    """
-    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(max(1, share - 1), _MOST_LOADERS)
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

@@ -160,9 +160,10 @@ def _worker_loop(loop_config: dict[str, Any]) -> Any:
     context = ray.train.get_context()
     queue: runtime.Handle = loop_config["queue"]
     rank = context.get_world_rank()
-    if get_device().type == "cpu":
-        # Ray sets one thread for each CPU asked for; workers share all cores of their node.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    on_cpu = get_device().type == "cpu"
+    num_cores = cores_of_worker(runtime.cpus_here(), context.get_local_world_size())
+    if on_cpu:  # Ray sets one thread for each CPU asked for
+        torch.set_num_threads(num_cores)
     last_s = 0.0
 
     def progress(name: str, done: int, total: int, detail: Callable[[], str]) -> None:
@@ -175,6 +176,7 @@ def _worker_loop(loop_config: dict[str, Any]) -> Any:
         rank=rank,
         num_workers=context.get_world_size(),
         device=get_device(),
+        num_loaders=0 if on_cpu else max(1, num_cores - 1),
         wrap=_wrap,
         total=_total,
         checkpoint_steps=loop_config["checkpoint_steps"],
@@ -184,6 +186,15 @@ def _worker_loop(loop_config: dict[str, Any]) -> Any:
     )
     result = loop_config["training"](worker)
     return _pack(result) if rank == 0 else None
+
+
+def cores_of_worker(cpus_of_node: float, num_workers: int) -> int:
+    """Return a worker's share of the cores of its node.
+
+    A container may see more cores than it has; what Ray was told is what it has. A local Ray is
+    told of more than there are.
+    """
+    return max(1, min(int(cpus_of_node), os.cpu_count() or 1) // num_workers)
 
 
 def _pack(result: Any) -> bytes:

@@ -46,6 +46,8 @@ class Worker:
     rank: int = 0
     num_workers: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    num_loaders: int = 0
+    """Processes that read and decode images ahead; 0: a thread."""
     wrap: Callable[[nn.Module], nn.Module] = _plain
     """Makes gradients common to all workers."""
     total: Callable[[Tensor], Tensor] = _alone
@@ -181,7 +183,8 @@ class _Session:
         """Take all steps that are left; give metrics where a checkpoint is due."""
         if self.step == self.plan.num_steps:
             return
-        feed = Feed(self.task.dataset, self.plan, self.step, self.worker.device)
+        device, num_loaders = self.worker.device, self.worker.num_loaders
+        feed = Feed(self.task.dataset, self.plan, self.step, device, num_loaders)
         self.module.train()
         while self.step < self.plan.num_steps:
             began_s, waited_s = time.monotonic(), feed.waited_s

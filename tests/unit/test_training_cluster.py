@@ -6,7 +6,7 @@ import pytest
 
 from cropscore_ray import runtime
 from cropscore_ray.errors import ConfigError
-from cropscore_ray.training.cluster import scaling_config
+from cropscore_ray.training.cluster import cores_of_worker, scaling_config
 
 
 @pytest.fixture
@@ -66,3 +66,15 @@ def test_the_fewest_workers_make_a_training_elastic(cluster: Callable[..., None]
     cluster(gpus=0)
     assert scaling_config(4, 1, False).num_workers == (1, 4)
     assert scaling_config(4, 4, False).num_workers == 4
+
+
+@pytest.mark.parametrize(
+    ("cpus", "seen", "workers", "expected"),
+    [(16, 16, 1, 16), (16, 16, 4, 4), (128, 128, 2, 64), (8, 96, 1, 8), (4, 2, 1, 2), (0, 2, 1, 1)],
+    ids=["all", "shares", "many", "container", "local", "none for work"],
+)
+def test_a_worker_has_its_share_of_the_cores_that_its_node_has(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, seen: int, workers: int, expected: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: seen)
+    assert cores_of_worker(cpus, workers) == expected
