@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from cropscore_ray.config import SgdConfig
-from cropscore_ray.errors import ConfigError, DataError
+from cropscore_ray.errors import ConfigError, CropscoreError, DataError
 from cropscore_ray.training.dataset import ImageDataset
 
 _AHEAD = 2  # passes that a thread has ready
@@ -118,6 +118,28 @@ class _Requests:
                 yield [self.dataset.request(i, epoch, at) for i in images]
 
 
+class _Fallible(Dataset[Any]):
+    """A dataset whose errors are items.
+
+    Out of a loader's process PyTorch raises them with a traceback for a message, without the hint.
+    """
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, request: Any) -> Any:
+        try:
+            return self.dataset[request]
+        except CropscoreError as error:
+            return error
+
+
+def _collate(items: list[Any]) -> Any:
+    """Return a batch of items, or the first error among them."""
+    errors = [one for one in items if isinstance(one, CropscoreError)]
+    return errors[0] if errors else default_collate(items)
+
+
 class Feed:
     """The batches of a training, pass by pass, and how long the steps had to wait for them."""
 
@@ -131,8 +153,9 @@ class Feed:
     ) -> None:
         """Begin to read: in so many processes, or in a thread if there are none."""
         loader = DataLoader(
-            dataset,
+            _Fallible(dataset),
             batch_sampler=_Requests(dataset, plan, first_step),
+            collate_fn=_collate,
             num_workers=num_loaders,
             pin_memory=device.type == "cuda",
         )
@@ -141,10 +164,16 @@ class Feed:
         self.waited_s = 0.0
 
     def take(self) -> Batch:
-        """Return the next pass on the device, with one class and overlap a crop or region."""
+        """Return the next pass on the device, with one class and overlap a crop or region.
+
+        Raises:
+            CropscoreError: what the dataset raised.
+        """
         began_s = time.monotonic()
         batch = next(self._batches)
         self.waited_s += time.monotonic() - began_s
+        if isinstance(batch, CropscoreError):
+            raise batch
         return on_device(batch, self._device)
 
 

@@ -25,11 +25,12 @@ from ray.train import (
     FailureConfig,
     RunConfig,
     ScalingConfig,
+    UserCallback,
 )
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from cropscore_ray import runtime, storage
-from cropscore_ray.errors import CropscoreError
+from cropscore_ray.errors import CropscoreError, StorageError
 from cropscore_ray.training.sgd import State, Worker
 
 Progress = Callable[[str, int, int, str], None]
@@ -61,7 +62,7 @@ def fit(
     """Run a training on Ray Train workers and return rank 0's result.
 
     A lost worker or node costs the steps since the last checkpoint. The training gives up when
-    it fails four times without a new one.
+    it fails four times without a new one, and at once on an error that would come again.
 
     Args:
         training: called in every worker; must be picklable.
@@ -74,7 +75,7 @@ def fit(
         progress: called in this process as steps are taken.
 
     Raises:
-        CropscoreError: it failed four times without a new checkpoint.
+        CropscoreError: it failed four times without a new checkpoint, or what a worker raised.
         ConfigError: this machine is too small for so many workers.
     """
     # A checkpoint counts once the controller has seen it, by default every two seconds.
@@ -88,6 +89,7 @@ def fit(
         storage_filesystem=fs,
         failure_config=FailureConfig(max_failures=_MAX_FAILURES),
         checkpoint_config=CheckpointConfig(num_to_keep=1),
+        callbacks=[_EndAtOnce()],
         worker_runtime_env={"env_vars": {} if scaling.use_gpu else _KEEP_PAGES},
     )
     with runtime.events(progress or _ignore) as queue:
@@ -125,12 +127,39 @@ def _run_to_the_end(make_trainer: Callable[[], TorchTrainer], name: str, storage
             with _as_keyboard_interrupt():
                 return _unpack(make_trainer().fit().return_value)
         except ray.train.TrainingFailedError as error:
-            if _checkpoints(storage_uri, name) != before:
+            own = _own_error(error)
+            if not _would_come_again(own) and _checkpoints(storage_uri, name) != before:
                 continue  # these failures were not all at one place
-            raise CropscoreError(
+            raise own or CropscoreError(
                 f"training {name} failed: {runtime.innermost(error)}",
                 hint="start the same command again to go on from its last checkpoint",
             ) from error
+
+
+def _own_error(error: ray.train.TrainingFailedError) -> CropscoreError | None:
+    """Return what a worker raised on purpose, with its hint."""
+    found = [getattr(error, "controller_failure", None)]
+    found += getattr(error, "worker_failures", {}).values()
+    return next((one for one in found if isinstance(one, CropscoreError)), None)
+
+
+def _would_come_again(error: Exception | None) -> bool:
+    """Tell errors of settings, images and models from those of a storage, which may be back."""
+    return isinstance(error, CropscoreError) and not isinstance(error, StorageError)
+
+
+class _EndAtOnce(UserCallback):
+    """Ends a training on an error that would come again, which Ray Train would try three times.
+
+    What it raises ends Ray Train's controller; that stops all workers, those too that wait for
+    the one that failed.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        del run_context
+        for error in worker_exceptions.values():
+            if _would_come_again(error):
+                raise error
 
 
 @contextmanager

@@ -77,7 +77,7 @@ class Echo(ImageDataset):
     def __getitem__(self, request: Request) -> dict[str, Any]:
         self.threads.add(threading.get_ident())
         if request.image < 0:
-            raise ConfigError("no such image")
+            raise ConfigError("no such image", hint="ask for another")
         return {"image": request.image, "epoch": request.epoch, "class_index": 0, "overlap": 0.0}
 
 
@@ -97,14 +97,20 @@ def test_a_feed_gives_the_passes_of_all_steps_from_any_step_on(
     assert feed.waited_s > 0
 
 
-def test_a_feed_reads_ahead_in_a_thread_and_passes_errors_on() -> None:
+def test_a_feed_reads_ahead_in_a_thread() -> None:
     data = Echo(8)
-    feed = Feed(data, a_plan(8, batch_size=8, epochs=1), 0, CPU)
-    feed.take()
+    Feed(data, a_plan(8, batch_size=8, epochs=1), 0, CPU).take()
     assert threading.get_ident() not in data.threads
+
+
+@pytest.mark.parametrize("num_loaders", [0, 1])
+def test_a_feed_passes_errors_on_with_their_hints(num_loaders: int) -> None:
+    data = Echo(8)
     data.request = lambda image, epoch, step: Request(-1, epoch)  # type: ignore[method-assign]
-    with pytest.raises(ConfigError, match="no such image"):
-        Feed(data, a_plan(8, batch_size=8, epochs=1), 0, CPU).take()
+    feed = Feed(data, a_plan(8, batch_size=8, epochs=1), 0, CPU, num_loaders)
+    with pytest.raises(ConfigError, match=r"^no such image$") as caught:
+        feed.take()
+    assert caught.value.hint == "ask for another"
 
 
 def test_a_cosine_warms_up_and_falls_to_nothing() -> None:

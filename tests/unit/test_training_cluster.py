@@ -1,12 +1,15 @@
 """What a training asks a cluster for, and what it makes of the cluster's answers."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from ray.train import TrainingFailedError, WorkerGroupError
 
-from cropscore_ray import runtime
-from cropscore_ray.errors import ConfigError
-from cropscore_ray.training.cluster import cores_of_worker, scaling_config
+from cropscore_ray import runtime, storage
+from cropscore_ray.errors import ConfigError, CropscoreError, DataError, StorageError
+from cropscore_ray.training.cluster import _run_to_the_end, cores_of_worker, scaling_config
 
 
 @pytest.fixture
@@ -78,3 +81,38 @@ def test_a_worker_has_its_share_of_the_cores_that_its_node_has(
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: seen)
     assert cores_of_worker(cpus, workers) == expected
+
+
+class Failing:
+    """A trainer that fails, the first time with a new checkpoint."""
+
+    def __init__(self, folder: Path, failure: Exception) -> None:
+        self.folder = folder
+        self.failure = failure
+        self.num_fits = 0
+
+    def fit(self) -> Any:
+        self.num_fits += 1
+        storage.write_bytes(str(self.folder / "x/checkpoint/state.pt"), b"")
+        raise WorkerGroupError("Traceback\nRuntimeError: lost", {1: self.failure})
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised", "num_fits", "hint"),
+    [
+        (DataError("no boxes", hint="draw some"), DataError, 1, "draw some"),
+        (StorageError("no answer", hint="wait"), StorageError, 2, "wait"),
+        (RuntimeError("lost"), CropscoreError, 2, "start the same command again"),
+    ],
+    ids=["comes again", "may pass", "not ours"],
+)
+def test_an_error_of_a_worker_is_raised_as_it_is_and_tried_again_if_it_may_pass(
+    tmp_path: Path, failure: Exception, raised: type[CropscoreError], num_fits: int, hint: str
+) -> None:
+    trainer = Failing(tmp_path, failure)
+    with pytest.raises(CropscoreError, match=str(failure)) as caught:
+        _run_to_the_end(lambda: trainer, "x", str(tmp_path))
+    assert type(caught.value) is raised
+    assert trainer.num_fits == num_fits
+    assert hint in str(caught.value.hint)
+    assert isinstance(caught.value.__cause__, TrainingFailedError)
