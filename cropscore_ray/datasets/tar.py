@@ -127,7 +127,7 @@ def _entries(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo
             if entry.isreg():
                 yield tar, entry
             if tar.offset > size:  # a store refuses to go there as if it were away
-                raise tarfile.ReadError(f"the archive ends inside {entry.name}")
+                raise tarfile.ReadError(f"the archive ends inside {entry.name!r}")
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE).strip(tarfile.NUL):
             raise tarfile.ReadError(f"no header at byte {tar.offset}, and not the end either")

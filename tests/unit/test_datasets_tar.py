@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -102,9 +103,12 @@ def test_a_class_that_is_cut_is_no_class(tmp_path: Path) -> None:
 
 def test_a_name_that_is_not_text_costs_no_other_image_its_row(tmp_path: Path) -> None:
     files = [("caf\udce9.jpg", b"1"), ("b.jpg", b"2")]
-    classes, index = indexed(tmp_path, tar_of(*files, format=tarfile.GNU_FORMAT))
+    data = tar_of(*files, format=tarfile.GNU_FORMAT)
+    classes, index = indexed(tmp_path, data)
     assert list(classes) == ["b.jpg"]
     assert index.report.left_aside == {"(name is not UTF-8)": 1}
+    _, index = indexed(tmp_path, tar_of(files[1], files[0], format=tarfile.GNU_FORMAT)[: 3 * BLOCK])
+    json.dumps(index.report.to_json(), ensure_ascii=False).encode()  # as index.json is written
 
 
 def test_a_compressed_archive_is_not_read_as_if_it_were_none(tmp_path: Path) -> None:
