@@ -27,7 +27,7 @@ test-all: $(STAMP)
 	$(BIN)/python -m pytest
 
 soak: $(STAMP)
-	$(BIN)/python -m pytest -rP -m slow tests/ray/test_kills.py tests/s3/test_kills_s3.py
+	$(BIN)/python -m pytest -rP -m slow tests/s3/test_training_kills_s3.py tests/s3/test_kills_s3.py
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

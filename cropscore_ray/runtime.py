@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray._private.state import state as ray_state
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cropscore_ray import s3, tokens
 from cropscore_ray.errors import ConfigError
@@ -88,9 +89,11 @@ def events(
 
     It is looked into twice a second; when it is empty, `nothing` is called.
 
-    For progress, which may be lost: with the node that holds the queue, and at the end.
+    For progress, which may be lost at the end. The queue is on the node of this process: on
+    another it would be lost with that one, and nothing would be told from then on.
     """
-    queue = ray.remote(_Told).options(num_cpus=0).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    queue = ray.remote(_Told).options(num_cpus=0, scheduling_strategy=here).remote()
     ended = threading.Event()
 
     def listen() -> None:

@@ -19,6 +19,7 @@ class Machines:
     """A head without CPUs for workers, and nodes that come and go; processes are Ray's own."""
 
     num_nodes: int = 2
+    cpus_per_node: int = 2
     cluster: Cluster = field(
         default_factory=lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     )
@@ -34,7 +35,7 @@ class Machines:
 
     def add_node(self, num_gpus: int = 0) -> None:
         """Add one; its GPUs are only numbers."""
-        self.cluster.add_node(num_cpus=2, num_gpus=num_gpus)
+        self.cluster.add_node(num_cpus=self.cpus_per_node, num_gpus=num_gpus)
 
     def metrics(self) -> str:
         """Return what Prometheus would be told by all nodes."""

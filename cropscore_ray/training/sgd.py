@@ -115,6 +115,9 @@ def _train_network(task: NetworkTask, worker: Worker, state: State) -> State:
     session = _Session(task, worker)
     if state["current"]:
         session.load(state["current"])
+        worker.progress(
+            task.name, session.step, session.plan.num_steps, lambda: "goes on from here"
+        )
     else:
         task.objective.prepare(session.network, worker.device)
     for metrics in session.run():

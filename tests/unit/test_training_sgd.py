@@ -193,6 +193,20 @@ def test_progress_counts_every_step(images: LabelledImages) -> None:
     assert steps == [("classifier-0", done, 4) for done in (1, 2, 3, 4)]
 
 
+def test_progress_says_where_a_stopped_training_goes_on(images: LabelledImages) -> None:
+    keeper = Keeper(stop_after=1)
+    with pytest.raises(StoppedError):
+        train_networks([a_task(images)], Worker(checkpoint=keeper, checkpoint_steps=2))
+    told: list[tuple[int, int, str]] = []
+
+    def progress(name: str, done: int, total: int, detail: Callable[[], str]) -> None:
+        told.append((done, total, detail()))
+
+    train_networks([a_task(images)], Worker(resumed=keeper.states[0], progress=progress))
+    assert told[0] == (2, 9, "goes on from here")
+    assert [done for done, _, _ in told[1:]] == [3, 4, 5, 6, 7, 8, 9]
+
+
 def test_progress_counts_unreadable_images(images: LabelledImages) -> None:
     lines: list[str] = []
     gone = replace(images, uris=[*images.uris[:10], *(f"{uri}.gone" for uri in images.uris[10:])])

@@ -1,0 +1,152 @@
+"""Training while things are killed: a worker, the driver, the node that holds one of them.
+
+On a real Ray cluster on this machine, whose nodes, Ray's own processes, have room for one worker
+each; checkpoints go to the S3 server, or to a disk.
+"""
+
+import io
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from machines import Machines
+
+from cropscore_ray import storage
+from cropscore_ray.bundle import load_bundle
+from cropscore_ray.datasets.drawn import draw_image_set
+from cropscore_ray.errors import StorageError
+from cropscore_ray.jobs import index
+
+pytestmark = pytest.mark.timeout(1800)
+
+WORKER = "RayTrainWorker"
+SETTINGS = (
+    "classifier.num_members=1",
+    "classifier.ema_decay=0.99",
+    "checkpoint_steps=5",
+    "num_workers=2",
+)
+FAR = 10
+"""Steps from one kill to the next: one that began anew would be seen before it got there."""
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Machines]:
+    made = Machines(cpus_per_node=1)
+    yield made
+    made.cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("kills")
+    labels = draw_image_set(str(folder / "images"), num_train=80, num_val=0, seed=1)
+    index.run(f"csv:{labels}", str(folder / "manifest"))
+    return str(folder / "manifest")
+
+
+@dataclass
+class Training:
+    """A training as users start it: a command of its own, on the cluster."""
+
+    machines: Machines
+    manifest: str
+    model: str
+    log: Path
+    settings: tuple[str, ...]
+    step: int = 0
+    """Of the last checkpoint that was seen."""
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "cropscore_ray.cli", "train", "classifier"]
+        command += ["--data", self.manifest, "--model", self.model, "--recipe", "smoke"]
+        for one in SETTINGS + self.settings:
+            command += ["--set", one]
+        environment = self.machines.environment
+        with self.log.open("ab") as log:
+            self.driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    def go_on(self) -> None:
+        """Wait until it is FAR ahead of here, without a step back."""
+        far = self.step + FAR
+        while self.step < far:
+            assert self.driver.poll() is None, f"it ended too early: {self.log.read_text()}"
+            step = self._last_step()
+            assert step >= self.step, f"the training went back from {self.step} to {step}"
+            self.step = step
+            time.sleep(0.1)
+
+    def _last_step(self) -> int:
+        files = storage.list_files(storage.join(self.model, "training"))
+        states = [one for one in files if one.endswith("state.pt")]
+        try:
+            packed = io.BytesIO(storage.read_bytes(max(states)))
+            step: int = torch.load(packed, weights_only=True)["current"]["step"]
+        except (ValueError, StorageError, RuntimeError):  # none yet, none any more, not yet whole
+            return self.step
+        return step
+
+    def kill(self, what: str) -> None:
+        """Kill a worker, its node or the driver, which is started again."""
+        if what == "driver":
+            self.driver.kill()
+            self.driver.wait()
+            self.start()
+        else:
+            self.machines.running(WORKER)
+            assert getattr(self.machines, f"kill_{what}")(WORKER)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Wait for the end; return what was learnt."""
+        assert self.driver.wait() == 0, self.log.read_text()
+        return load_bundle(self.model).tensors("classifier-0")
+
+
+@pytest.mark.parametrize(
+    ("kills", "epochs", "place"),
+    [
+        (["worker", "driver", "node"], 24, "s3"),
+        pytest.param(
+            ["worker", "node", "driver"] * 3 + ["node"], 80, "disk", marks=pytest.mark.slow
+        ),
+    ],
+    ids=["3", "10"],
+)
+def test_a_training_that_is_killed_goes_on_to_the_same_weights(
+    machines: Machines,
+    manifest: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    kills: list[str],
+    epochs: int,
+    place: str,
+) -> None:
+    folder = request.getfixturevalue("s3_uri") if place == "s3" else str(tmp_path)
+
+    def a_training(name: str) -> Training:
+        settings = (f"classifier.epochs={epochs}",)
+        log = tmp_path / f"{name}.log"
+        made = Training(machines, manifest, f"{folder}/{name}", log, settings)
+        made.start()
+        return made
+
+    unbroken = a_training("unbroken").weights()
+    training = a_training("killed")
+    for kill in kills:
+        training.go_on()
+        time.sleep(random.uniform(0, 0.2))
+        training.kill(kill)
+    training.go_on()
+    killed = training.weights()
+    assert ", goes on from here" in training.log.read_text()
+    assert unbroken.keys() == killed.keys()
+    for name, weight in unbroken.items():
+        torch.testing.assert_close(
+            killed[name], weight, msg=lambda text, name=name: f"{name}: {text}"
+        )
