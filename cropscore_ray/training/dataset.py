@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from cropscore_ray import fetch, images
+from cropscore_ray import fetch, images, schema
 from cropscore_ray.config import PreprocessConfig
 from cropscore_ray.errors import DataError, ImageError, StorageError
 
 logger = logging.getLogger(__name__)
 
-_STORAGES_FAULT = {"unreachable", "throttled"}
 _ATTEMPTS = 100  # an image set with this many unreadable images in a row is no image set
 
 Box = NDArray[np.float64]
@@ -90,7 +89,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 sample = self._sample(replace(request, image=at))
                 return {**sample, "num_failed": num_failed}
             except ImageError as error:
-                if error.status in _STORAGES_FAULT:
+                if error.status in schema.UNREACHED:
                     raise StorageError(
                         f"a training image is {error.status}: {error}",
                         hint="once the storage answers, start the same command again; it goes on",
