@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("cropscore", deadline=None)  # a busy machine is no fault
+settings.load_profile("cropscore")
 
 
 def _free_port() -> int:

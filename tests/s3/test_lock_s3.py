@@ -80,11 +80,11 @@ def test_a_run_that_comes_back_and_finds_another_at_work_writes_nothing_more(s3_
     rows = pa.table({"image_id": [1]})
     with lock.held(s3_uri, lambda _: None) as held:
         run = run_folder.open_run(s3_uri, table="scores", identity={}, facts={}, held=held)
-        run.write_part(0, rows)
+        run.write_part(0, rows, reached=True)
         put_lock(s3_uri, "another's")
         before = storage.list_files(s3_uri), storage.read_bytes(f"{s3_uri}/run.json")
         with pytest.raises(RunConflictError, match=f"another run took over {s3_uri} while"):
-            run.write_part(1, rows)
+            run.write_part(1, rows, reached=True)
         with pytest.raises(RunConflictError, match="took over"):
             run.update(complete=True)
         time.sleep(1)  # some renewals
@@ -92,7 +92,7 @@ def test_a_run_that_comes_back_and_finds_another_at_work_writes_nothing_more(s3_
         assert before == (storage.list_files(s3_uri), storage.read_bytes(f"{s3_uri}/run.json"))
         storage.delete_file(f"{s3_uri}/{lock.NAME}")  # the other run has ended
         with pytest.raises(RunConflictError, match="took over"):
-            run.write_part(1, rows)
+            run.write_part(1, rows, reached=True)
 
 
 def test_a_lock_is_replaced_only_while_it_is_as_it_was_seen(s3_uri: str) -> None:

@@ -51,7 +51,7 @@ def test_constant_box_of_3500_images_takes_less_than_three_seconds():
     assert time.process_time() - started < 3.0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 12))
 def test_constant_box_is_never_worse_than_the_whole_image_or_the_centre(seed, count):
     corners = np.sort(np.random.default_rng(seed).random((count, 2, 2)), axis=1)
@@ -98,7 +98,7 @@ def test_cam_box_of_one_cell_is_the_whole_image():
     assert cam_box([[4.0]], 0.9).tolist() == WHOLE
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32 - 1), threshold=st.floats(0.0, 1.0))
 def test_cam_box_lies_in_the_image_and_ignores_the_scale_of_the_map(seed, threshold):
     class_map = np.random.default_rng(seed).normal(size=(7, 7))

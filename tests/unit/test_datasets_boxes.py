@@ -51,7 +51,7 @@ inclusive_boxes = st.tuples(*[st.integers(0, 60)] * 4).map(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(inclusive_boxes, max_size=5))
 def test_boxes_written_as_xml_and_as_kaggle_string_read_back_as_plus_one(boxes: list[Box]) -> None:
     objects = "".join(
@@ -65,7 +65,7 @@ def test_boxes_written_as_xml_and_as_kaggle_string_read_back_as_plus_one(boxes: 
     assert parse_solution(kaggle).objects == expected
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(inclusive_boxes, inclusive_boxes)
 def test_iou_of_half_open_boxes_is_the_devkits_of_inclusive_ones(one: Box, other: Box) -> None:
     ours = iou([half_open(one)], [half_open(other)])[0, 0]

@@ -322,7 +322,7 @@ def test_every_image_is_judged_as_the_development_kit_judges_it():
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(*[st.integers(0, 30)] * 8), min_size=1, max_size=8))
 def test_error_of_one_guess_equals_the_slow_rule(cases):
     images, rows, expected = [], [], []

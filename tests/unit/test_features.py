@@ -37,7 +37,7 @@ def test_flat_scores_become_zeros(normalization: str) -> None:
     assert normalize_scores(flat + 7, "zscore").abs().max() == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(one=scores, scale=st.floats(0.5, 20), shift=st.floats(-20, 20))
 def test_zscore_forgets_scale_and_shift(one: torch.Tensor, scale: float, shift: float) -> None:
     if float(one.std()) > 0.1:
@@ -46,7 +46,7 @@ def test_zscore_forgets_scale_and_shift(one: torch.Tensor, scale: float, shift: 
         torch.testing.assert_close(moved, normal, atol=1e-3, rtol=0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(one=scores, other=scores, normalization=st.sampled_from(("zscore", "l2", "raw")))
 def test_an_image_does_not_see_its_neighbours(
     one: torch.Tensor, other: torch.Tensor, normalization: str

@@ -71,7 +71,7 @@ def test_boxes_are_rounded_to_inclusive_pixels(box, inclusive):
     assert guess_lines.inclusive_pixels([box]).tolist() == [inclusive]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.tuples(*[st.floats(0, 400, width=32)] * 2, *[st.floats(2, 99, width=32)] * 2))
 def test_rounding_moves_no_side_by_more_than_half_a_pixel(case):
     left, top, width, height = case

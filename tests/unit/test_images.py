@@ -38,7 +38,7 @@ def boxes(draw: st.DrawFn) -> tuple[float, float, float, float]:
     return (sides[0][0], sides[1][0], sides[0][1], sides[1][1])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(box=boxes(), size=st.sampled_from((1, 8, 32, 61, 224)))
 def test_a_crop_is_pillows(box: tuple[float, float, float, float], size: int) -> None:
     cut = crop(SHARP, [box], size)
@@ -147,7 +147,7 @@ def test_a_huge_image_is_refused_before_it_is_decoded() -> None:
     assert decode(encoded(Image.new("L", (100, 100))), max_megapixels=0.01).shape == (100, 100, 3)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_damaged_bytes_give_pixels_or_a_status(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(FORMATS))

@@ -41,7 +41,7 @@ def constant_localizer(boxes: list[list[float]], slot_of_class: list[int]) -> Lo
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(classes=st.lists(st.integers(0, 3), max_size=12))
 def test_the_stack_equals_separate_regressors(classes: list[int]) -> None:
     localizer = a_localizer(3, [0, 2, 1, 2])

@@ -43,7 +43,7 @@ def write(run: BulkRun, number: int) -> None:
         {"image_id": PART_IMAGES * number + i, "status": "ok" if i else "missing"}
         for i in range(PART_IMAGES)
     ]
-    run.folder.write_part(number, schema.rows_to_table(rows, schema.SCORES))
+    run.folder.write_part(number, schema.rows_to_table(rows, schema.SCORES), reached=True)
 
 
 def do_the_last_part(run: BulkRun, *others: Any) -> None:
@@ -103,7 +103,9 @@ def test_what_could_not_be_counted_beside_the_work_is_counted_after_it(run, monk
 def test_a_store_that_is_away_is_waited_for_with_the_count(run, monkeypatch):
     monkeypatch.setattr(storage, "is_remote", lambda uri: "part-" in uri)
     monkeypatch.setattr(retries, "_FIRST_S", 0.01)
-    answers = iter([StorageError("away"), StorageError("away"), [], StorageError("away"), []])
+    away = StorageError("away")
+    away.__cause__ = ConnectionError()
+    answers = iter([away, away, [], away, []])
 
     def read(files: list[str], columns: list[str]) -> list[pa.Table]:
         answer = next(answers)
@@ -112,7 +114,7 @@ def test_a_store_that_is_away_is_waited_for_with_the_count(run, monkeypatch):
         return answer
 
     monkeypatch.setattr(storage, "read_files", read)
-    files = run.folder.done_parts()
+    files = run.folder.written_parts()
     uncounted = [run.folder.part_uri(number) for number in files]
     pipeline._count(uncounted, pipeline.SCORED, tally=None)
     assert uncounted == []

@@ -146,7 +146,7 @@ def test_an_unknown_split_is_refused_with_those_there_are() -> None:
     assert caught.value.hint == "its splits: none"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
 def test_a_fingerprint_does_not_depend_on_how_rows_are_cut(cuts: list[int]) -> None:
     whole = make_manifest(*[make_row(i) for i in range(sum(cuts))])

@@ -38,7 +38,7 @@ def test_padding_is_never_near() -> None:
     assert best_iou(torch.tensor([[0.0, 0, 0.5, 0.5]] * 2), padded).tolist() == [0.25, 1.0]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), num_true=st.integers(1, 3))
 def test_best_iou_equals_geometrys(seed: int, num_true: int) -> None:
     rng = np.random.default_rng(seed)
@@ -64,7 +64,7 @@ def test_giou_of_boxes_apart_counts_the_gap() -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_step_down_the_slope_comes_nearer(loss: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     true = pad_boxes([random_boxes(rng, 1), random_boxes(rng, 3)])

@@ -97,7 +97,7 @@ def test_a_small_object_needs_fewer_votes() -> None:
     assert box[0].tolist() == pytest.approx(small)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000))
 def test_a_mean_of_boxes_at_the_edge_stays_inside(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -107,7 +107,7 @@ def test_a_mean_of_boxes_at_the_edge_stays_inside(seed: int) -> None:
     assert float(box.max()) <= 1.0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000))
 def test_an_images_winner_does_not_depend_on_its_neighbours(seed: int) -> None:
     rng = np.random.default_rng(seed)
