@@ -92,7 +92,7 @@ def events(
     For progress, which may be lost at the end. The queue is on the node of this process: on
     another it would be lost with that one, and nothing would be told from then on.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = ray.remote(_Told).options(num_cpus=0, scheduling_strategy=here).remote()
     ended = threading.Event()
 

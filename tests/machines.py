@@ -73,8 +73,8 @@ class Machines:
                 os.kill(random.choice(found), signal.SIGKILL)
         return bool(found)
 
-    def kill_node(self, name: str) -> bool:
-        """Kill a node that holds such a worker, all at once, and give a fresh one."""
+    def kill_node(self, name: str, is_replaced: bool = True) -> bool:
+        """Kill a node that holds such a worker, all at once, and give a fresh one or none."""
         found = list(self.workers(name).values())
         if not found:
             return False
@@ -82,5 +82,6 @@ class Machines:
         for node in list(self.cluster.worker_nodes):
             if node.all_processes["raylet"][0].process.pid == raylet:
                 self.cluster.remove_node(node, allow_graceful=False)
-        self.add_node()
+        if is_replaced:
+            self.add_node()
         return True

@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,9 +144,53 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights(
         training.kill(kill)
     training.go_on()
     killed = training.weights()
-    assert ", goes on from here" in training.log.read_text()
+    told = training.log.read_text()
+    assert ", goes on from here" in told
+    assert "--set use_gpu=true waits for GPUs" in told
     assert unbroken.keys() == killed.keys()
     for name, weight in unbroken.items():
         torch.testing.assert_close(
             killed[name], weight, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.fixture
+def on_one_of_two(machines: Machines, manifest: str, tmp_path: Path) -> Callable[..., Training]:
+    """Return how to have a training lose a node that does not come back, and go on."""
+
+    def lose(epochs: int) -> Training:
+        settings = (f"classifier.epochs={epochs}", "min_workers=1")
+        training = Training(machines, manifest, str(tmp_path / "model"), tmp_path / "log", settings)
+        training.start()
+        training.go_on()
+        assert len(machines.workers(WORKER)) == 2
+        machines.kill_node(WORKER, is_replaced=False)
+        training.go_on()
+        assert len(machines.workers(WORKER)) == 1
+        return training
+
+    return lose
+
+
+@pytest.mark.slow
+def test_a_training_ends_with_the_workers_that_are_left(
+    on_one_of_two: Callable[..., Training], machines: Machines
+) -> None:
+    training = on_one_of_two(epochs=12)
+    assert training.weights()
+    machines.add_node()
+
+
+@pytest.mark.slow
+def test_a_node_that_comes_back_gets_a_worker_again(
+    on_one_of_two: Callable[..., Training], machines: Machines
+) -> None:
+    training = on_one_of_two(epochs=2000)
+    machines.add_node()
+    deadline_s = time.monotonic() + 180  # Ray Train looks once a minute
+    while len(machines.workers(WORKER)) < 2:
+        assert time.monotonic() < deadline_s, "the node is not used"
+        time.sleep(1)
+    training.go_on()
+    training.driver.kill()
+    training.driver.wait()
