@@ -25,6 +25,7 @@ Handle = Any
 # Ray's own object store takes 30 % of the memory by default; rows are small here.
 _OBJECT_STORE_BYTES = 512 * 2**20
 _LOOK_S = 0.5
+_ERRORS = "cropscore_ray.errors."
 
 
 def connect() -> None:
@@ -128,9 +129,15 @@ def tell(queue: Handle, *event: Any) -> None:
 
 
 def innermost(error: BaseException) -> str:
-    """Return the last line of a remote failure: what a person can act on."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    """Return the line of a remote failure that a person can act on: cropscore's, or the first.
+
+    Ray puts errors of its own around it, and advice about Ray Data at the end.
+    """
+    text = str(error)
+    ours = [line for line in text.splitlines() if line.startswith(_ERRORS)]
+    first, _, _ = text.partition("The above exception was the direct cause")
+    lines = ours or [line for line in first.splitlines() if line.strip()]
+    return lines[-1].strip().removeprefix(_ERRORS) if lines else type(error).__name__
 
 
 def check_workers(num_workers: int, on_gpu: bool) -> None:
