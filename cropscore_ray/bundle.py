@@ -93,10 +93,12 @@ class Bundle:
     def tensors(self, name: str) -> "dict[str, Tensor]":
         """Read one part; ModelError if it is absent or its bytes are not those of model.json."""
         self.require(name)
-        data = storage.read_bytes(_part_uri(self.uri, name))
+        where = _part_uri(self.uri, name)
+        # A worker that starts in the midst of a run may find the store away.
+        data = storage.persistently(where, lambda: storage.read_bytes(where))
         if hashlib.sha256(data).hexdigest() != self.parts[name]["sha256"]:
             raise ModelError(
-                f"{_part_uri(self.uri, name)} is not the file that model.json describes",
+                f"{where} is not the file that model.json describes",
                 hint="copy the bundle again, or train this part again",
             )
         import safetensors.torch
@@ -104,7 +106,7 @@ class Bundle:
         try:
             return safetensors.torch.load(data)
         except SafetensorError as error:
-            raise ModelError(f"{_part_uri(self.uri, name)}: {error}") from error
+            raise ModelError(f"{where}: {error}") from error
 
     def network(self, name: str) -> "Network":
         """Return a trained network, on the CPU in float32 and evaluation mode."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cropscore_ray import storage
 from cropscore_ray.bundle import (
     LOCALIZER,
     SCORER,
@@ -17,7 +18,7 @@ from cropscore_ray.bundle import (
     save_bundle,
     save_part,
 )
-from cropscore_ray.errors import ModelError
+from cropscore_ray.errors import ModelError, StorageError
 from cropscore_ray.jobs import recipes
 from cropscore_ray.networks import make_network
 from cropscore_ray.schema import ImageClass
@@ -52,6 +53,22 @@ def test_a_bundle_comes_back_as_it_was(empty: Bundle) -> None:
     tensors = loaded.tensors(LOCALIZER)
     assert tensors.keys() == WEIGHTS.keys()
     assert all(torch.equal(tensors[name], one) for name, one in WEIGHTS.items())
+
+
+def test_a_store_that_is_away_is_waited_for(empty: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = save_part(empty, LOCALIZER, WEIGHTS, metrics={})
+    answers = [StorageError("away"), storage.read_bytes(f"{saved.uri}/localizer.safetensors")]
+
+    def read_bytes(uri: str) -> bytes:
+        answer = answers.pop(0)
+        if isinstance(answer, StorageError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(storage, "read_bytes", read_bytes)
+    monkeypatch.setattr(storage, "is_remote", lambda uri: True)
+    assert saved.tensors(LOCALIZER).keys() == WEIGHTS.keys()
+    assert not answers
 
 
 def test_a_network_comes_back_ready_to_use(empty: Bundle) -> None:
