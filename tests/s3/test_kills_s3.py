@@ -19,7 +19,6 @@ from models import random_model
 
 from cropscore_ray import storage
 from cropscore_ray.datasets.drawn import draw_image_set
-from cropscore_ray.errors import StorageError
 from cropscore_ray.jobs import index
 
 pytestmark = pytest.mark.timeout(3600)
@@ -59,11 +58,8 @@ class Bulk:
 
 
 def parts(out: str) -> int:
-    """Return how many are written, if the store is there to tell."""
-    try:
-        return len(storage.list_files(f"{out}/predictions"))
-    except StorageError:
-        return 0
+    """Return how many are written, once the store is there to tell."""
+    return len(storage.persistently(out, lambda: storage.list_files(f"{out}/predictions")))
 
 
 def rows(out: str) -> list[dict[str, Any]]:
@@ -103,17 +99,27 @@ class Killer:
     server: Any
     away_s: float
     was_away: bool = False
+    """Whether the store was, since the command was started."""
+    parts_before: int = 0
+    """Written when it was started."""
 
     def localize(self, out: str) -> None:
-        """Run to the end, through as many of the kills as fall into it."""
-        command = self.bulk.localize(out)
+        """Run to the end, through as many of the kills as fall into it.
+
+        A command may end with an error where the store was away while it began, and not later.
+        """
+        command = self._start(out)
         while command.poll() is None:
             self._wait(command, out)
             if self.kills and command.poll() is None:
                 command = self.kill(command, out)
-            if command.poll() == 1 and self.was_away:  # it began while the store was away
-                self.was_away, command = False, self.bulk.localize(out)
+            if command.poll() == 1 and self.was_away and parts(out) == self.parts_before:
+                command = self._start(out)
         self.bulk.end(command)
+
+    def _start(self, out: str) -> subprocess.Popen[bytes]:
+        self.was_away, self.parts_before = False, parts(out)
+        return self.bulk.localize(out)
 
     def _wait(self, command: subprocess.Popen[bytes], out: str) -> None:
         """Wait for a random time, or for a part to be written and a moment more.
@@ -134,7 +140,7 @@ class Killer:
         if kind == "driver":
             command.kill()
             command.wait()
-            command = self.bulk.localize(out)
+            command = self._start(out)
         elif kind == "store":
             self.was_away = True
             self.server.go_away()
