@@ -59,10 +59,11 @@ def persistently(uri: str, action: Callable[[], Result]) -> Result:
     return retries.persistently(action, lambda error: is_remote(uri) and _may_pass(error))
 
 
-def _may_pass(error: BaseException | None) -> bool:
-    if isinstance(error, StorageError):
-        return _may_pass(error.__cause__)
-    return isinstance(error, Exception) and s3.is_transient(error)
+def _may_pass(error: BaseException) -> bool:
+    cause = error.__cause__ or error  # what is missing or denied will stay so
+    return isinstance(cause, StorageError) or (
+        isinstance(cause, Exception) and s3.is_transient(cause)
+    )
 
 
 @contextmanager

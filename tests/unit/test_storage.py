@@ -1,5 +1,6 @@
 """Storage on a local disk; tests/s3 holds the same against an object store."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cropscore_ray import storage
+from cropscore_ray import retries, storage
 from cropscore_ray.errors import DataError, StorageError
 
 
@@ -173,3 +174,28 @@ def test_deleting_a_folder_leaves_its_neighbour(tmp_path: Path) -> None:
     storage.delete_folder(str(tmp_path / "run"))
     storage.delete_folder(str(tmp_path / "gone"))
     assert files_below(tmp_path) == ["run2/1"]
+
+
+@pytest.mark.parametrize(
+    ("cause", "tries"),
+    [(FileNotFoundError(2, "gone"), 1), (PermissionError(13, "no"), 1), (ConnectionError(), 3)],
+)
+def test_what_is_missing_or_denied_is_not_asked_for_again(
+    cause: OSError, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "sleep", lambda seconds: None)
+    asked: list[int] = []
+
+    def read() -> str:
+        asked.append(1)
+        if len(asked) < 3:
+            raise StorageError("cannot read it") from cause
+        return "read"
+
+    with contextlib.suppress(StorageError):
+        assert storage.persistently("s3://bucket/a", read) == "read"
+    assert len(asked) == tries
+    asked.clear()
+    with pytest.raises(StorageError):
+        storage.persistently("/a/file", read)
+    assert len(asked) == 1
