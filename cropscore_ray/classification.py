@@ -99,7 +99,7 @@ def _groups(
             pairs = zip(decoded, labels[first : first + size], strict=False)
             good = [(one, label) for one, label in pairs if not isinstance(one, ImageError)]
             if good:
-                yield [one for one, _ in good], [label for _, label in good]
+                yield [scorer.to_device(one) for one, _ in good], [label for _, label in good]
 
 
 def _ranks(probabilities_XGC: Tensor, classes_G: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ class CropScorer:
             top_k: number of most probable classes to be scored; 0 runs no classifier.
             with_maps: whether to return class activation maps.
         """
-        on_device = [self._to_device(one) for one in images_G]
+        on_device = [self.to_device(one) for one in images_G]
         classes, probabilities_GK = [], None
         if labels_G is not None:
             classes.append(torch.tensor(labels_G, device=self.device)[:, None])
@@ -152,7 +152,8 @@ class CropScorer:
         event.record()
         return event.synchronize
 
-    def _to_device(self, pixels_HW3: Pixels | Tensor) -> Pixels | Tensor:
+    def to_device(self, pixels_HW3: Pixels | Tensor) -> Pixels | Tensor:
+        """Return an image where the networks are; a group must not be half here, half there."""
         if self.device.type == "cpu" or isinstance(pixels_HW3, Tensor):
             return pixels_HW3
         return torch.from_numpy(pixels_HW3.copy()).to(self.device, non_blocking=True)

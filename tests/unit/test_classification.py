@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cropscore_ray import images
+from cropscore_ray import classification, images
 from cropscore_ray.bundle import Bundle, save_bundle, save_part
 from cropscore_ray.cli import main
 from cropscore_ray.config import NetworkConfig, PreprocessConfig, TrainConfig
@@ -89,3 +89,16 @@ def test_images_of_other_classes_are_refused(made: tuple[str, Bundle], tmp_path:
     result = CliRunner().invoke(main, arguments, catch_exceptions=True)
     assert result.exit_code == 1
     assert "has a class of the model" in str(result.exception) + result.output
+
+
+def test_all_images_of_a_group_are_where_the_networks_are(
+    made: tuple[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, bundle = made
+    rows = read_manifest(manifest).only("val").table.to_pylist()[10:13]
+    moved: list[object] = []
+    monkeypatch.setattr(CropScorer, "to_device", lambda self, one: moved.append(one) or one)
+    scorer, uris = CropScorer(bundle), [row["image_uri"] for row in rows]
+    groups = classification._groups(scorer, uris, [0, 1, 2])
+    assert [id(one) for images, _ in groups for one in images] == [id(one) for one in moved]
+    assert len(moved) == 3
