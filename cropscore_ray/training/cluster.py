@@ -18,6 +18,7 @@ from typing import Any
 
 import ray.train
 import torch
+from ray.exceptions import RayError
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -126,6 +127,11 @@ def _run_to_the_end(make_trainer: Callable[[], TorchTrainer], name: str, storage
         try:
             with _as_keyboard_interrupt():
                 return _unpack(make_trainer().fit().return_value)
+        except RayError as error:  # with the node of this process goes that of the controller
+            raise CropscoreError(
+                f"training {name} was lost: {runtime.innermost(error)}",
+                hint="start the same command again to go on from its last checkpoint",
+            ) from error
         except ray.train.TrainingFailedError as error:
             own = _own_error(error)
             if not _would_come_again(own) and _checkpoints(storage_uri, name) != before:

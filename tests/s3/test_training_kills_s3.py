@@ -32,8 +32,10 @@ SETTINGS = (
     "checkpoint_steps=5",
     "num_workers=2",
 )
-FAR = 10
+FAR = 16
 """Steps from one kill to the next: one that began anew would be seen before it got there."""
+BACK = 8
+"""Steps that may be lost: what is in the storage counts once Ray Train has seen it there."""
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +75,13 @@ class Training:
             self.driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
     def go_on(self) -> None:
-        """Wait until it is FAR ahead of here, without a step back."""
+        """Wait until it is FAR ahead of here, and never further back than the last checkpoints."""
         far = self.step + FAR
         while self.step < far:
             assert self.driver.poll() is None, f"it ended too early: {self.log.read_text()}"
             step = self._last_step()
-            assert step >= self.step, f"the training went back from {self.step} to {step}"
-            self.step = step
+            assert step >= self.step - BACK, f"it went back from {self.step} to {step}"
+            self.step = max(step, self.step)
             time.sleep(0.1)
 
     def _last_step(self) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 from ray.train import TrainingFailedError, WorkerGroupError
 
 from cropscore_ray import runtime, storage
@@ -116,3 +117,11 @@ def test_an_error_of_a_worker_is_raised_as_it_is_and_tried_again_if_it_may_pass(
     assert trainer.num_fits == num_fits
     assert hint in str(caught.value.hint)
     assert isinstance(caught.value.__cause__, TrainingFailedError)
+
+
+def test_a_training_whose_node_is_lost_says_that_it_can_go_on(tmp_path: Path) -> None:
+    trainer = Failing(tmp_path, RuntimeError())
+    trainer.fit = lambda: (_ for _ in ()).throw(ActorDiedError())  # type: ignore[method-assign]
+    with pytest.raises(CropscoreError, match="training x was lost") as caught:
+        _run_to_the_end(lambda: trainer, "x", str(tmp_path))
+    assert "start the same command again" in str(caught.value.hint)
