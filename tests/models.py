@@ -1,12 +1,26 @@
-"""A model without training, for tests of how models are run and not of what they find."""
+"""Models for tests of how models are run or trained, and not of what they find."""
 
 import torch
+from torch import Tensor, nn
 
 from cropscore_ray.bundle import LOCALIZER, SCORER, Bundle, classifier_part, save_part
 from cropscore_ray.jobs import recipes
-from cropscore_ray.networks import make_network
+from cropscore_ray.networks import Network, make_network
 from cropscore_ray.schema import ImageClass
 from cropscore_ray.training.regressor import ScoredImages, train_localizer
+
+
+class Linear(Network):
+    """The mean colour through one layer: no batch norm, so that shares add up exactly."""
+
+    stride = 1
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, num_classes)
+
+    def features(self, x_N3HW: Tensor) -> Tensor:
+        return x_N3HW
 
 
 def random_model(uri: str, num_classes: int = 8) -> Bundle:

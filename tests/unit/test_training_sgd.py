@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from models import Linear
 from torch import Tensor, nn
 
 from cropscore_ray.config import (
@@ -21,7 +22,7 @@ from cropscore_ray.config import (
     SgdConfig,
 )
 from cropscore_ray.errors import ConfigError, DataError
-from cropscore_ray.networks import Network, make_network
+from cropscore_ray.networks import make_network
 from cropscore_ray.training import crop_loss
 from cropscore_ray.training.crop_loss import CropObjective
 from cropscore_ray.training.crops import (
@@ -249,19 +250,6 @@ def test_no_labelled_image_is_said(images: LabelledImages) -> None:
         train_networks([a_task(nothing)], Worker())
 
 
-class Linear(Network):
-    """The mean colour through one layer: no batch norm, so that shares add up exactly."""
-
-    stride = 1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(3, NUM_CLASSES)
-
-    def features(self, x_N3HW: Tensor) -> Tensor:
-        return x_N3HW
-
-
 class Gradients(nn.Module):
     """A wrapper like that of several workers: keeps the gradient of each step of this one."""
 
@@ -279,7 +267,7 @@ class Gradients(nn.Module):
 def first_gradients(images: LabelledImages, pass_size: int | None, **worker: int) -> list[Tensor]:
     """Return what the passes of the first step add up to, pass by pass."""
     torch.manual_seed(0)
-    network, made = Linear(), []
+    network, made = Linear(NUM_CLASSES), []
 
     def wrap(module: nn.Module) -> nn.Module:
         made.append(Gradients(module))
@@ -310,7 +298,7 @@ def test_workers_gradients_average_to_that_of_one(images: LabelledImages) -> Non
 
 def test_a_moving_average_is_what_is_kept(images: LabelledImages) -> None:
     torch.manual_seed(0)
-    network, keeper = Linear(), Keeper()
+    network, keeper = Linear(NUM_CLASSES), Keeper()
     task = a_task(images, epochs=1)
     config = replace(task.config, ema_decay=0.15)
     task = replace(task, config=config, make=lambda: copy.deepcopy(network))

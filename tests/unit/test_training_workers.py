@@ -1,17 +1,18 @@
 """Two real processes that share each step, as PyTorch has them talk: they learn what one does."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from models import Linear
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cropscore_ray.config import PreprocessConfig, SgdConfig
 from cropscore_ray.errors import ImageError
-from cropscore_ray.networks import Network
 from cropscore_ray.training import cluster, crop_loss
 from cropscore_ray.training.crop_loss import CropObjective
 from cropscore_ray.training.dataset import ImageDataset, LabelledImages, Request
@@ -32,26 +33,13 @@ class Noise(ImageDataset):
         return {"crop": crop, "class_index": request.image % NUM_CLASSES, "overlap": torch.nan}
 
 
-class Linear(Network):
-    """The mean colour through one layer: no batch norm, so that shares add up exactly."""
-
-    stride = 1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(3, NUM_CLASSES)
-
-    def features(self, x_N3HW: Tensor) -> Tensor:
-        return x_N3HW
-
-
 def a_task() -> NetworkTask:
     classes = np.arange(NUM_IMAGES) % NUM_CLASSES
     images = LabelledImages(uris=[""] * NUM_IMAGES, classes=classes, boxes=[])
     dataset = Noise(images, PreprocessConfig(), seed=1)
     return NetworkTask(
         name="linear",
-        make=Linear,
+        make=partial(Linear, NUM_CLASSES),
         dataset=dataset,
         objective=CropObjective(dataset, label_smoothing=0.1),
         # Of a step one worker has four images, in two passes, and the other three, in one.
