@@ -125,7 +125,7 @@ def list_files(uri: str) -> list[str]:
     fs, path = filesystem(uri)
     with _explained("list", uri):
         if not is_remote(uri):
-            return list(_iter_tree(path, {os.path.realpath(path)})) if os.path.exists(path) else []
+            return list(_iter_tree(path, {os.path.realpath(path)}))
         selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
         scheme = uri.partition("://")[0]
         files = [info.path for info in fs.get_file_info(selector) if info.is_file]
@@ -157,8 +157,11 @@ def iter_files(uri: str, after: str = "") -> Iterator[str]:
 
 def _iter_tree(folder: str, seen: set[str]) -> Iterator[str]:
     """Yield all files in the order of their whole names: links to nothing and odd names too."""
-    with os.scandir(folder) as entries:
-        names = sorted(f"{one.name}/" if one.is_dir() else one.name for one in entries)
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(f"{one.name}/" if one.is_dir() else one.name for one in entries)
+    except FileNotFoundError:  # taken away since it was seen, as objects of S3 may be
+        return
     for name in names:
         where = os.path.join(folder, name)
         if not name.endswith("/"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,15 @@ def test_files_are_listed_at_any_depth_in_order(tmp_path: Path) -> None:
         storage.write_bytes(str(tmp_path / name), b"")
     assert storage.list_files(str(tmp_path)) == [f"{tmp_path}/{n}" for n in ("a/1", "a/2", "b")]
     assert storage.list_files(str(tmp_path / "gone")) == []
+
+
+def test_a_folder_that_goes_away_while_it_is_listed_has_no_files(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        storage.write_bytes(str(tmp_path / name / "1"), b"")
+    files = storage.iter_files(str(tmp_path))
+    assert next(files) == f"{tmp_path}/a/1"
+    shutil.rmtree(tmp_path / "b")
+    assert list(files) == [f"{tmp_path}/c/1"]
 
 
 def test_a_table_of_several_files_is_read_in_the_order_of_names(tmp_path: Path) -> None:
