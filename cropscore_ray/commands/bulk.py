@@ -37,14 +37,15 @@ def _bulk_options(command: Callable[..., None]) -> Callable[..., None]:
             "--mode",
             type=click.Choice(["exact", "pyramid"]),
             help="exact: 140 separate crops. pyramid: the same squares from three maps of the "
-            "image, several times faster. Without it, what the model learnt from.",
+            "image, several times faster. Without it, what the model learnt from, which is what "
+            "localize can do.",
         ),
         click.option(
             "--part-images",
             type=click.IntRange(1),
             default=64,
             show_default=True,
-            help="Images a file, and what a lost node costs at most.",
+            help="Images a file, and what a lost worker does again at most.",
         ),
         click.option(
             "--max-failed-fraction",

@@ -15,8 +15,8 @@ def _to_cluster(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--address",
             metavar="URL",
-            help="The cluster's dashboard, or its name; else RAY_API_SERVER_ADDRESS, or the "
-            "cluster of `cropscore cluster use`.",
+            help="The cluster's dashboard, or its name; else RAY_API_SERVER_ADDRESS, "
+            "RAY_ADDRESS if it is a dashboard's, or the cluster of `cropscore cluster use`.",
         ),
         click.option(
             "--insecure",

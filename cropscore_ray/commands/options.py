@@ -7,5 +7,5 @@ split_option = click.option("--split", metavar="NAME", help="Only this split of 
 overwrite_option = click.option(
     "--overwrite",
     is_flag=True,
-    help="Replace what another source, model or config left there.",
+    help="Begin afresh, in place of what was there, of this command's own unfinished work too.",
 )

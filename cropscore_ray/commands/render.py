@@ -26,7 +26,11 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that all kinds of clusters have."""
     for option in (
         click.option("--name", default="cropscore", show_default=True, help="Of the cluster."),
-        click.option("--gpu", metavar="KIND", help="For example l4, a100, h200; else any."),
+        click.option(
+            "--gpu",
+            metavar="KIND",
+            help="For example l4; what there is depends on the cloud. Without it any, on AWS l4.",
+        ),
         click.option(
             "--max-gpus",
             type=int,
@@ -88,7 +92,7 @@ def render_kuberay(
     \b
     Example:
         cropscore cluster render kuberay --gpu h200 --max-gpus 64 --spot --out kuberay
-        cropscore cluster render kuberay --out job -- localize s3://b/photos \
+        cropscore cluster render kuberay --out job -- localize s3://b/photos \\
             --model s3://b/model --out s3://b/run
     """
     given = {**options, **({"image": image} if image else {}), "settings": _settings(env)}
@@ -127,7 +131,7 @@ def render_aws(
 
     \b
     Example:
-        cropscore cluster render aws --region us-west-2 --bucket photos \
+        cropscore cluster render aws --region us-west-2 --bucket photos \\
             --security-group sg-0123456789abcdef0 --image registry.example/cropscore:1 --out aws
     """
     given = {**options, **({"gpu": gpu} if gpu else {})}
