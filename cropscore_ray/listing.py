@@ -42,9 +42,9 @@ class GrowingManifest:
 
     @property
     def num_images(self) -> int | None:
-        """How many there are; None while the folder is being listed."""
+        """How many there are; None while the folder is being listed, and if that failed."""
         ended = self.ended()
-        return None if ended is None else int(ended["num_images"])
+        return None if ended is None or ended["error"] else int(ended["num_images"])
 
     @property
     def identity(self) -> str:
@@ -95,7 +95,7 @@ def growing_manifest(folder_uri: str, manifest_uri: str, *, begun: bool) -> Grow
     manifest = GrowingManifest(uri=manifest_uri, folder_uri=folder_uri, classes=[])
     first = manifest.chunk_uri(0)
     if begun and storage.exists(first):
-        return replace(manifest, classes=schema.read_classes(storage.open_table(first).schema))
+        return replace(manifest, classes=schema.read_classes(storage.table_schema(first)))
     names = list(islice(storage.iter_folders(folder_uri), _MOST_CLASSES + 1))
     if len(names) > _MOST_CLASSES:
         return manifest

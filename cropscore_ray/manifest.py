@@ -80,9 +80,9 @@ def open_manifest(uri: str, split: str | None = None) -> StoredManifest:
         DataError: it is no manifest, or an image_id stands there twice.
         ConfigError: it has no such split.
     """
-    dataset_schema = storage.open_table(uri).schema
-    schema.check_table(dataset_schema, schema.MANIFEST, uri)
-    classes = schema.read_classes(dataset_schema)
+    found = storage.table_schema(uri)
+    schema.check_table(found, schema.MANIFEST, uri)
+    classes = schema.read_classes(found)
     files = _files_in_order(uri)
     num_images, splits = 0, set[str]()
 
@@ -207,7 +207,7 @@ def _read_batches(files: list[str], columns: list[str]) -> Iterator[pa.Table]:
 def is_manifest(uri: str) -> bool:
     """Tell whether a URI holds a manifest of this version."""
     try:
-        schema.check_table(storage.open_table(uri).schema, schema.MANIFEST, uri)
+        schema.check_table(storage.table_schema(uri), schema.MANIFEST, uri)
     except CropscoreError:
         return False
     return True

@@ -73,7 +73,8 @@ def _explained(action: str, uri: str) -> Iterator[None]:
     except (OSError, pa.ArrowInvalid, BotoCoreError, ClientError) as error:
         reason = str(getattr(error, "strerror", None) or error).splitlines()[0][:300]
         hint = "check the path, its permissions and, for s3://, the AWS settings"
-        raise StorageError(f"cannot {action} {uri}: {reason}", hint=hint) from error
+        where = getattr(error, "filename", None) or uri  # a folder inside, say
+        raise StorageError(f"cannot {action} {where}: {reason}", hint=hint) from error
 
 
 @cache
@@ -159,7 +160,7 @@ def _iter_tree(folder: str, seen: set[str]) -> Iterator[str]:
     """Yield all files in the order of their whole names: links to nothing and odd names too."""
     try:
         with os.scandir(folder) as entries:
-            names = sorted(f"{one.name}/" if one.is_dir() else one.name for one in entries)
+            names = sorted(f"{one.name}/" if _is_dir(one) else one.name for one in entries)
     except FileNotFoundError:  # taken away since it was seen, as objects of S3 may be
         return
     for name in names:
@@ -171,6 +172,13 @@ def _iter_tree(folder: str, seen: set[str]) -> Iterator[str]:
         if place not in seen:  # a link to a folder above would be walked for ever
             seen.add(place)
             yield from _iter_tree(where.rstrip("/"), seen)
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere: who reads it will say so
+        return False
 
 
 def file_names_in(uri: str) -> set[str]:
@@ -289,6 +297,33 @@ def table_files(uri: str) -> list[str]:
     if not files or not exists(files[0]):
         raise DataError(f"{uri}: no Parquet table here", hint="check the path")
     return files
+
+
+def table_schema(uri: str) -> pa.Schema:
+    """Return the schema of a Parquet file, or of the first one that lies directly in a folder.
+
+    Only the first 10,000 entries of a prefix of S3 are looked at.
+
+    Raises:
+        DataError: there is none.
+    """
+    file = uri if not is_folder(uri) else _first_table_in(uri)
+    if file is None or not file.endswith(".parquet") or not exists(file):
+        raise DataError(f"{uri}: no Parquet table here", hint="check the path")
+    with _explained("read", file), open_file(file) as stream:
+        return pq.read_schema(stream)
+
+
+def _first_table_in(uri: str) -> str | None:
+    if uri.startswith(s3.SCHEME):
+        with _explained("list", uri):
+            bucket, prefix = _prefix(uri)
+            level = islice(s3.iter_level(bucket, prefix), _FIRST_ENTRIES)
+            names = {key.removeprefix(prefix) for key, is_folder in level if not is_folder}
+    else:
+        names = file_names_in(uri)
+    tables = [name for name in names if name.endswith(".parquet") and not name.startswith(".")]
+    return join(uri, min(tables)) if tables else None
 
 
 def open_table(uri: str) -> pads.Dataset:

@@ -50,6 +50,7 @@ def names(manifest: GrowingManifest) -> list[str]:
 def test_files_come_in_the_order_of_their_whole_names(folder: Path) -> None:
     (folder / "a" / "up").symlink_to(folder)
     (folder / "gone.jpg").symlink_to(folder / "nowhere")
+    (folder / "self.jpg").symlink_to(folder / "self.jpg")
     found = list(storage.iter_files(str(folder)))
     assert found == sorted(found) == storage.list_files(str(folder))
     for after in found:
@@ -131,9 +132,28 @@ def test_a_listing_that_fails_says_so_and_can_be_begun_again(
     monkeypatch.setattr(storage, "iter_files", breaks_off)
     with pytest.raises(DataError, match="the store has gone"):
         list_to_the_end(manifest)
+    assert manifest.num_images is None, "what was found is not all"
     monkeypatch.setattr(storage, "iter_files", whole)
     list_to_the_end(manifest)
     assert len(names(manifest)) == 5
+
+
+def test_a_folder_is_not_listed_to_see_that_it_is_no_manifest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(uri: str, after: str = "") -> list[str]:
+        raise AssertionError(f"{uri} was listed whole")
+
+    monkeypatch.setattr(storage, "list_files", never)
+    monkeypatch.setattr(storage, "iter_files", never)
+    assert index.is_folder_source(str(folder))
+
+
+def test_a_folder_whose_run_lies_inside_is_no_manifest(folder: Path) -> None:
+    inside = growing_manifest(str(folder), str(folder / "run" / "manifest"), begun=False)
+    list_to_the_end(inside)
+    assert index.is_folder_source(str(folder))
+    assert not index.is_folder_source(inside.uri)
 
 
 def test_very_many_folders_are_no_classes(
