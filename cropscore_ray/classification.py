@@ -103,10 +103,10 @@ def _groups(
 
 
 def _ranks(probabilities_XGC: Tensor, classes_G: Tensor) -> Tensor:
-    """Return how many classes are more probable than the true one, (…, G)."""
+    """Return how many classes are more probable than the true one, (…, G); all, if that is NaN."""
     index = classes_G.expand(probabilities_XGC.shape[:-1])[..., None]
     own = probabilities_XGC.gather(-1, index)
-    return (probabilities_XGC > own).sum(-1)
+    return (~(probabilities_XGC <= own)).sum(-1)
 
 
 def _rate(ranks_N: Any, top: int, num_images: int) -> Rate:

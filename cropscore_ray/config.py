@@ -290,6 +290,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         one_of(MODES, "mode", self.mode)
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require(
+            self.max_localizer_images is None or self.max_localizer_images >= 1,
+            "max_localizer_images",
+            self.max_localizer_images,
+            "1 or more, or null",
+        )
         require(self.num_workers >= 1, "num_workers", self.num_workers, "1 or more")
         require(
             self.min_workers is None or 1 <= self.min_workers <= self.num_workers,

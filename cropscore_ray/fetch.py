@@ -26,6 +26,9 @@ LARGEST_BYTES = 512 * 2**20
 _STATUSES = {
     errno.ENOENT: "missing",
     errno.ENOTDIR: "missing",
+    errno.EISDIR: "missing",
+    errno.ELOOP: "missing",
+    errno.ENAMETOOLONG: "missing",
     errno.EACCES: "denied",
     errno.EPERM: "denied",
     errno.EBUSY: "throttled",
@@ -122,7 +125,7 @@ def _read(uri: str, start: int = 0, stop: int | None = None) -> bytes:
     """Return a file's bytes, or those of a part of it, which may be fewer at the end."""
     try:
         return retries.persistently(lambda: _bytes(uri, start, stop), _may_pass(uri))
-    except (OSError, StorageError) as error:
+    except (OSError, StorageError, ValueError) as error:
         raise _explained(uri, error) from error
 
 
@@ -154,6 +157,10 @@ def _is_damage(uri: str, error: Exception) -> bool:
 def _explained(uri: str, error: Exception) -> ImageError:
     """Return the ImageError of what a disk or a store said, or of what was found there."""
     number: int = getattr(error, "errno", None) or 0
-    status = "undecodable" if _is_damage(uri, error) else _STATUSES.get(number, "unreachable")
+    status = _STATUSES.get(number, "unreachable")
+    if _is_damage(uri, error):
+        status = "undecodable"
+    elif isinstance(error, ValueError):  # no file's name has a zero byte
+        status = "missing"
     reason = getattr(error, "strerror", None) or error
     return ImageError(status, f"{uri}: {reason}"[:300])

@@ -53,9 +53,3 @@ def coverage_and_purity(
     coverage = shared / box_area if box_area > 0 else zeros
     purity = np.divide(shared, crop_areas, out=zeros.copy(), where=crop_areas > 0)
     return coverage, purity
-
-
-def clip_boxes(boxes_N4: ArrayLike, width_px: float, height_px: float) -> Boxes:
-    """Return the boxes cut off at the image's border."""
-    limits = np.array([width_px, height_px, width_px, height_px], np.float64)
-    return np.clip(np.asarray(boxes_N4, np.float64), 0.0, limits)

@@ -13,6 +13,7 @@ from cropscore_ray.shards import Member
 
 PACKED, LEFT = schema.OK, "left_where_it_was"
 _HEADER = 512  # bytes of a tar header; names here are short enough for one
+_LONGEST = 16  # of a file name extension
 
 
 def shards_uri(folder_uri: str) -> str:
@@ -34,8 +35,12 @@ def pack_part(block: pa.Table, run: BulkRun) -> pa.Table:
         for row in rows:
             if row["fetch_status"] is None:
                 row["image_uri"] = _add(tar, archive_uri, row, run)
-    data = archive.getvalue()
-    storage.persistently(archive_uri, lambda: storage.write_bytes(archive_uri, data))
+
+    def write() -> None:
+        run.folder.held.require()
+        storage.write_bytes(archive_uri, archive.getvalue())
+
+    storage.persistently(archive_uri, write)
     columns = [{name: row[name] for name in schema.MANIFEST.names} for row in rows]
     full = schema.with_classes(schema.MANIFEST, run.manifest.classes)
     packed = schema.rows_to_table(columns, full)
@@ -55,7 +60,7 @@ def _add(tar: tarfile.TarFile, archive_uri: str, row: dict[str, Any], run: BulkR
     """Add an image and its class; return the image's new URI."""
     where = shards.parse(row["image_uri"])
     old_name = where.name if isinstance(where, Member) else row["image_uri"]
-    extension = PurePosixPath(old_name).suffix.lower() or ".jpg"
+    extension = PurePosixPath(old_name).suffix.lower()[:_LONGEST] or ".jpg"
     key = f"{row['image_id']:012d}"
     start = tar.offset + _HEADER
     _add_file(tar, key + extension, row["data"])

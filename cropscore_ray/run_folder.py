@@ -99,6 +99,16 @@ def read_record(uri: str) -> dict[str, Any] | None:
     return record
 
 
+def require_kind(uri: str, command: str) -> None:
+    """Raise RunConflictError if a folder holds images that were packed, and this packs none.
+
+    Or the other way round: neither's tables make room for the other's.
+    """
+    other = (read_record(uri) or {}).get("command")
+    if other is not None and (other == "pack") != (command == "pack"):
+        raise RunConflictError(f"{uri} holds a run of {other}", hint="choose another --out")
+
+
 def discard(uri: str) -> None:
     """Delete the run in a folder, if there is one; what is not the run's is left alone."""
     record = read_record(uri) or {}

@@ -8,6 +8,7 @@ import errno
 import io
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,15 +27,21 @@ CONNECTIONS = 32
 SCHEME = "s3://"
 
 
+_making = threading.Lock()  # one at a time: threads that began together would each make one
+
+
 def client() -> Any:
     """Return this process's client: thread-safe, obeys AWS_ENDPOINT_URL and the like."""
-    return _client(os.getpid())
+    with _making:
+        return _client(os.getpid())
 
 
 @cache
 def _client(process_id: int) -> Any:
     """Make one client a process, not shared with forks."""
     del process_id
+    # Who gets no answer from a cloud machine's own service would ask for ever without a signature.
+    os.environ.setdefault("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "3")
     session = boto3.Session()
     # What is public can be read without credentials, but only without a signature.
     signature = UNSIGNED if session.get_credentials() is None else None

@@ -52,17 +52,12 @@ class Cell:
 
 def parse(uri: str) -> Member | Cell | None:
     """Return where in a larger file an image lies; None if it is a file of its own."""
+    where: Member | Cell | None = None
     if found := _TAR.fullmatch(uri):
-        return Member(found["file"], int(found["offset"]), int(found["size"]), found["name"])
-    if found := _PARQUET.fullmatch(uri):
-        return Cell(found["file"], int(found["row"]), found["column"])
-    return None
-
-
-def file_of(uri: str) -> str:
-    """Return the URI of the file in which an image lies, or which it is."""
-    where = parse(uri)
-    return where.file_uri if where else uri
+        where = Member(found["file"], int(found["offset"]), int(found["size"]), found["name"])
+    elif found := _PARQUET.fullmatch(uri):
+        where = Cell(found["file"], int(found["row"]), found["column"])
+    return where if where and where.uri == uri else None  # with as many zeros, no more, no less
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ def run(
     config = _with_mode(command, config, bundle)
     bundle.require(*required_parts(command, config))
     with lock.held(out, shown.say) as held:
+        run_folder.require_kind(out, command)
         manifest = index.open_source(source, out, shown, overwrite=overwrite, split=split)
         class_map = match_classes(manifest.classes, bundle.classes)
         _check_classes(config, manifest, class_map, model, shown)

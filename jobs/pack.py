@@ -31,6 +31,7 @@ def run(
     shown = progress or Progress()
     out = storage.absolute_uri(out)
     with lock.held(out, shown.say) as held:
+        run_folder.require_kind(out, "pack")
         manifest = index.open_source(source, out, shown, overwrite=overwrite, name="source")
         if manifest.num_images == 0:
             raise DataError("there are no images to pack", hint="check the source")

@@ -7,6 +7,7 @@ Shape suffixes: N images; F scores, 140 as a rule; M true boxes (padded); G clas
 # ruff: noqa: N815 (fields that are arrays carry their shape suffix)
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cropscore_ray.config import LocalizerConfig
+from cropscore_ray.errors import ConfigError
 from cropscore_ray.features import normalize_scores
 from cropscore_ray.grid import mirror_order, square_rectangles
 from cropscore_ray.localizer import (
@@ -173,6 +175,11 @@ def _train_shared(
         model.eval()
         with torch.no_grad():
             held_loss = float(box_loss(model(chosen_by), choosing.boxes_NM4, config.loss).mean())
+        if not math.isfinite(held_loss):
+            raise ConfigError(
+                "localizer: the loss is not a number any more",
+                hint="choose a lower localizer.learning_rate",
+            )
         if held_loss < best_loss:
             best_loss, best = held_loss, copy.deepcopy(model.state_dict())
         progress(

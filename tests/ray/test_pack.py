@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+from models import random_model
 
 from cropscore_ray import listing, storage
+from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.errors import DataError, RunConflictError
 from cropscore_ray.fetch import fetch_images
-from cropscore_ray.jobs import index, pack
+from cropscore_ray.jobs import index, localize, pack
 from cropscore_ray.manifest import read_manifest
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -101,6 +103,22 @@ def test_overwrite_packs_what_the_folder_holds_now(folder: Path, tmp_path: Path)
     pack.run(f"csv:{tmp_path}/set.csv", out=str(out), shard_images=2, overwrite=True)
     assert packed(out) == {b"top.jpg": None}
     assert len(archives(out)) == 1
+
+
+def test_a_packed_set_makes_no_room_for_boxes(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "packed"
+    pack.run(str(folder), out=str(out), shard_images=2)
+    random_model(str(tmp_path / "model"))
+    with pytest.raises(RunConflictError, match=f"{out} holds a run of pack"):
+        localize.run(
+            "localize",
+            source=str(folder),
+            model=str(tmp_path / "model"),
+            out=str(out),
+            config=LocalizeConfig(),
+            overwrite=True,
+        )
+    assert packed(out) == WHOLE
 
 
 def test_a_folder_without_images_leaves_nothing(tmp_path: Path) -> None:

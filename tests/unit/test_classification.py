@@ -1,6 +1,7 @@
 """Classifiers' errors on one crop and on ten, against the scorer's own probabilities."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +103,8 @@ def test_all_images_of_a_group_are_where_the_networks_are(
     groups = classification._groups(scorer, uris, [0, 1, 2])
     assert [id(one) for images, _ in groups for one in images] == [id(one) for one in moved]
     assert len(moved) == 3
+
+
+def test_a_class_whose_probability_is_no_number_is_the_last() -> None:
+    probabilities = torch.tensor([[0.2, 0.3, 0.5], [math.nan, 0.3, 0.5]])
+    assert classification._ranks(probabilities, torch.tensor([0, 0])).tolist() == [2, 3]

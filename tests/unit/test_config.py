@@ -99,6 +99,8 @@ def test_the_last_of_two_settings_wins() -> None:
         ("seed=1.5", "seed is 1.5, .* int"),
         ("seed=true", "seed is True, .* int"),
         ("seed=many", "seed is 'many', .* int"),
+        ("seed=-1", "seed is -1, .* 0 or more"),
+        ("max_localizer_images=0", "max_localizer_images is 0, .* 1 or more"),
         ("use_gpu=1", "use_gpu is 1, .* bool"),
         ("scorer=3", "scorer is 3, .* ScorerConfig"),
         ("scorer.epochs=[1]", "scorer.epochs is "),

@@ -77,8 +77,12 @@ def test_a_missing_file_is_missing(tmp_path: Path) -> None:
     assert failure(str(tmp_path / "gone" / "a.jpg")).status == "missing"
 
 
-def test_a_folder_is_no_image(tmp_path: Path) -> None:
-    assert failure(str(tmp_path)).status == "unreachable"
+def test_what_no_file_can_be_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "self.jpg").symlink_to(tmp_path / "self.jpg")
+    names = ("", "self.jpg", "x" * 300, "a\0b.jpg")
+    for found in fetch_images(f"{tmp_path}/{name}" for name in names):
+        assert isinstance(found, ImageError)
+        assert found.status == "missing"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

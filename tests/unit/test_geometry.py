@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cropscore_ray.geometry import area, clip_boxes, coverage_and_purity, intersection, iou
+from cropscore_ray.geometry import area, coverage_and_purity, intersection, iou
 
 SIDE_PX = 12
 Box = tuple[int, int, int, int]
@@ -116,8 +116,3 @@ def test_coverage_and_purity_swap_when_crop_and_box_swap(one: Box, other: Box) -
     coverage, purity = coverage_and_purity([one], other)
     swapped_coverage, swapped_purity = coverage_and_purity([other], one)
     assert (coverage, purity) == (swapped_purity, swapped_coverage)
-
-
-def test_clipping_cuts_at_the_border_and_leaves_inner_boxes() -> None:
-    boxes = [[-3, -1, 20, 30], [1, 2, 3, 4], [11, 9, 15, 15]]
-    assert clip_boxes(boxes, 10, 8).tolist() == [[0, 0, 10, 8], [1, 2, 3, 4], [10, 8, 10, 8]]

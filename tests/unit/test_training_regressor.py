@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cropscore_ray.config import LocalizerConfig
+from cropscore_ray.errors import ConfigError
 from cropscore_ray.grid import NUM_SQUARES
 from cropscore_ray.localizer import SHARED, Localizer
 from cropscore_ray.training.crops import square_overlaps
@@ -116,6 +117,11 @@ def test_ten_images_of_many_classes_still_train() -> None:
     assert (metrics["num_choosing"], metrics["num_judging"]) == (1, 1)
     assert math.isfinite(metrics["held_back_error"])
     assert all(bool(one.isfinite().all()) for one in localizer.to_tensors().values())
+
+
+def test_a_loss_that_is_no_number_ends_the_training() -> None:
+    with pytest.raises(ConfigError, match="the loss is not a number any more"):
+        train(synthetic(40, 2), 2, replace(CONFIG, learning_rate=1e30))
 
 
 def test_no_classwise_epochs_leave_the_shared_regressor_alone() -> None:
