@@ -17,7 +17,7 @@ from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.decoding import decode_ahead
 from cropscore_ray.errors import ImageError
 from cropscore_ray.evaluate import Rate
-from cropscore_ray.fetch import fetch_images
+from cropscore_ray.fetch import fetch_images, require_answer
 from cropscore_ray.images import Pixels
 from cropscore_ray.scoring import CropScorer
 
@@ -96,6 +96,9 @@ def _groups(
         groups = decode_ahead(fetched, group=size, max_megapixels=most, device=scorer.device)
         for i, decoded in enumerate(groups):
             first = at + i * size
+            for one in decoded:
+                if isinstance(one, ImageError):
+                    require_answer(one)
             pairs = zip(decoded, labels[first : first + size], strict=False)
             good = [(one, label) for one, label in pairs if not isinstance(one, ImageError)]
             if good:

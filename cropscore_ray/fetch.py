@@ -13,7 +13,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cropscore_ray import retries, s3, shards, storage
+from cropscore_ray import retries, s3, schema, shards, storage
 from cropscore_ray.errors import ImageError, StorageError
 from cropscore_ray.shards import Cell, Member, Span
 
@@ -53,6 +53,15 @@ def fetch_image(uri: str) -> bytes:
     if isinstance(found, ImageError):
         raise found
     return found
+
+
+def require_answer(error: ImageError) -> None:
+    """Raise StorageError if a store gave no answer for an image, which is no image's fault."""
+    if error.status in schema.UNREACHED:
+        raise StorageError(
+            f"an image is {error.status}: {error}",
+            hint="once the storage answers, start the same command again; it goes on",
+        ) from error
 
 
 def _reads(uris: list[str]) -> Iterator[Callable[[], _Found]]:

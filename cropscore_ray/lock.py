@@ -97,7 +97,7 @@ def _conflict(where: str, text: str) -> RunConflictError:
     folder = where.removesuffix(f"/{NAME}")
     return RunConflictError(
         f"another run is at work in {folder}{who}",
-        hint="wait until it ends, or choose another --out",
+        hint="wait until it ends, or choose another folder",
     )
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
-from cropscore_ray import storage
+from cropscore_ray import lock, schema, storage
 from cropscore_ray.bundle import (
     LOCALIZER,
     SCORER,
@@ -19,7 +19,7 @@ from cropscore_ray.bundle import (
     save_part,
 )
 from cropscore_ray.config import LocalizeConfig, TrainConfig
-from cropscore_ray.errors import ConfigError
+from cropscore_ray.errors import ConfigError, StorageError
 from cropscore_ray.jobs import localize, recipes
 from cropscore_ray.manifest import Manifest, write_manifest
 from cropscore_ray.progress import Progress
@@ -58,14 +58,20 @@ def run(
 
     Returns:
         the bundle as it is now.
+
+    Raises, among others:
+        RunConflictError: another training is at work in the bundle.
+        StorageError: the storage gave no answer for an image that the localizer needs.
     """
     shown = progress or Progress()
     data, model = storage.absolute_uri(data), storage.absolute_uri(model)
     manifest = training_manifest(data, split)
-    bundle = _open(stage, model, adapt_config(config), manifest)
-    run = TrainingRun(manifest_uri=data, split=split, model_uri=model, config=bundle.config)
-    for one in STAGES if stage == "all" else (stage,):
-        bundle = _train_stage(one, run, bundle, manifest, shown)
+    config = adapt_config(config)
+    with lock.held(storage.join(model, "training"), shown.say):
+        bundle = _open(stage, model, config, manifest)
+        run = TrainingRun(manifest_uri=data, split=split, model_uri=model, config=bundle.config)
+        for one in STAGES if stage == "all" else (stage,):
+            bundle = _train_stage(one, run, bundle, manifest, shown)
     return bundle
 
 
@@ -211,14 +217,20 @@ def _score_images(run: TrainingRun, bundle: Bundle, manifest: Manifest, shown: P
     where = _folder(run, f"scores-{_digest([bundle.fingerprint, images.fingerprint()])}")
     source = storage.join(where, "manifest")
     write_manifest(source, images)
-    localize.run(
+    record = localize.run(
         "score",
         source=source,
         model=run.model_uri,
         out=where,
         config=LocalizeConfig(classes="label"),
+        retry=True,
         progress=shown,
     )
+    if schema.UNREACHED & record["counts"]["by_status"].keys():
+        raise StorageError(
+            "the storage gave no answer for some of the images that the localizer learns from",
+            hint="once it answers, start the same command again; it goes on",
+        )
     return where
 
 

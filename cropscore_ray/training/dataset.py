@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from cropscore_ray import fetch, images, schema
+from cropscore_ray import fetch, images
 from cropscore_ray.config import PreprocessConfig
-from cropscore_ray.errors import DataError, ImageError, StorageError
+from cropscore_ray.errors import DataError, ImageError
 
 logger = logging.getLogger(__name__)
 
@@ -89,11 +89,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 sample = self._sample(replace(request, image=at))
                 return {**sample, "num_failed": num_failed}
             except ImageError as error:
-                if error.status in schema.UNREACHED:
-                    raise StorageError(
-                        f"a training image is {error.status}: {error}",
-                        hint="once the storage answers, start the same command again; it goes on",
-                    ) from error
+                fetch.require_answer(error)
                 logger.warning("left out of training: %s (%s)", error, error.status)
         raise DataError(
             f"{_ATTEMPTS} training images in a row cannot be read, the last: {self.data.uris[at]}",

@@ -1,5 +1,6 @@
 """What trained networks say of images, in a worker: a voter's confidence, and the baselines."""
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -23,6 +24,8 @@ from cropscore_ray.training.shares import labelled_images, sized, unit_boxes
 
 _AT_ONCE = 64  # images fetched together
 _CAM_IMAGES = 300  # enough to choose one threshold of a coarse grid
+
+logger = logging.getLogger(__name__)
 
 Told = Callable[[int, int, Callable[[], str]], None]
 
@@ -58,7 +61,11 @@ def fit_voter(
 
 
 def fit_baselines(bundle: Bundle, rows: pa.Table, worker: Worker) -> dict[str, Any]:
-    """Return the best constant box and the best CAM threshold on training images."""
+    """Return the best constant box and the best CAM threshold on training images.
+
+    Raises:
+        DataError: the sizes of none are known, or none can be read.
+    """
     scorer = CropScorer(bundle, device=worker.device)
     rows = sized(rows)
     labelled = labelled_images(rows)
@@ -70,6 +77,11 @@ def fit_baselines(bundle: Bundle, rows: pa.Table, worker: Worker) -> dict[str, A
         classes_GK = torch.tensor([[some.classes[i]]], device=scorer.device)
         maps.append(scorer.class_maps([pixels], classes_GK)[0, 0].cpu().numpy())
         boxes.append(unit[chosen[i]])
+    if not maps:
+        raise DataError(
+            f"none of {len(labelled)} training images with known sizes can be read",
+            hint="index the set again: it looks at the sizes of images with boxes",
+        )
     return {
         "constant_box": baselines.fit_constant_box(unit).tolist(),
         "cam_threshold": baselines.fit_cam_threshold(np.stack(maps), boxes),
@@ -79,8 +91,10 @@ def fit_baselines(bundle: Bundle, rows: pa.Table, worker: Worker) -> dict[str, A
 def _readable(uris: list[str], told: Told) -> Iterator[tuple[int, Pixels | Tensor]]:
     """Yield the images that can be read, and where they stand; the next is decoded meanwhile.
 
-    The others were told of where they were scored or trained on. Pillow decodes for a GPU too,
-    as it does for trainings.
+    Pillow decodes for a GPU too, as it does for trainings.
+
+    Raises:
+        StorageError: the storage does not answer.
     """
     for first in range(0, len(uris), _AT_ONCE):
         decoded = decode_ahead(
@@ -90,6 +104,9 @@ def _readable(uris: list[str], told: Told) -> Iterator[tuple[int, Pixels | Tenso
             device=torch.device("cpu"),
         )
         for i, [pixels] in enumerate(decoded, first):
-            if not isinstance(pixels, ImageError):
+            if isinstance(pixels, ImageError):
+                fetch.require_answer(pixels)
+                logger.warning("left out: %s (%s)", pixels, pixels.status)
+            else:
                 yield i, pixels
             told(i + 1, len(uris), str)

@@ -132,6 +132,11 @@ def train_voter(run: TrainingRun, worker: Worker) -> dict[str, Any]:
     config = run.config
     bundle = load_bundle(run.model_uri)
     shares = split_boxed(training_manifest(run.manifest_uri, run.split), config)
+    if not len(sized(shares.localizer)):  # said before hours of training: baselines need them
+        raise DataError(
+            f"{run.manifest_uri}: no training image with boxes has a known size",
+            hint="index the set again: it looks at the sizes of images with boxes",
+        )
     seed = config.seed * 1000 + 700
     network = bundle.network(SCORER)
     dataset = VoteDataset(

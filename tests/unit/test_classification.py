@@ -14,6 +14,7 @@ from cropscore_ray.bundle import Bundle, save_bundle, save_part
 from cropscore_ray.cli import main
 from cropscore_ray.config import NetworkConfig, PreprocessConfig, TrainConfig
 from cropscore_ray.datasets.drawn import draw_image_set
+from cropscore_ray.errors import ImageError, StorageError
 from cropscore_ray.jobs import index
 from cropscore_ray.manifest import read_manifest
 from cropscore_ray.networks import make_network
@@ -108,3 +109,12 @@ def test_all_images_of_a_group_are_where_the_networks_are(
 def test_a_class_whose_probability_is_no_number_is_the_last() -> None:
     probabilities = torch.tensor([[0.2, 0.3, 0.5], [math.nan, 0.3, 0.5]])
     assert classification._ranks(probabilities, torch.tensor([0, 0])).tolist() == [2, 3]
+
+
+def test_an_image_that_the_storage_gave_no_answer_for_is_no_error_of_a_network(
+    made: tuple[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = ImageError("throttled", "slow down")
+    monkeypatch.setattr(classification, "fetch_images", lambda uris: [away] * len(uris))
+    with pytest.raises(StorageError, match="an image is throttled: slow down"):
+        list(classification._groups(CropScorer(made[1]), ["a.jpg"], [0]))

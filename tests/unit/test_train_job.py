@@ -3,12 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from cropscore_ray import lock
 from cropscore_ray.bundle import Bundle, load_bundle, save_bundle
-from cropscore_ray.errors import ConfigError
+from cropscore_ray.errors import ConfigError, RunConflictError
 from cropscore_ray.jobs import recipes, train
-from cropscore_ray.manifest import Manifest
+from cropscore_ray.manifest import Manifest, write_manifest
 from cropscore_ray.schema import MANIFEST, ImageClass
 from cropscore_ray.settings import with_settings
 from cropscore_ray.training.shares import TrainingRun
@@ -106,3 +108,16 @@ def test_another_set_of_classes_is_refused(model: str) -> None:
     other = replace(IMAGES, classes=[*CLASSES, ImageClass(id="c", name="c")])
     with pytest.raises(ConfigError, match="2 classes that are not the manifest's 3"):
         train._open("scorer", model, train.first_config("scorer", model=model, recipe=None), other)
+
+
+def test_a_second_training_in_a_bundle_is_refused(tmp_path: Path) -> None:
+    row = {"image_id": 0, "image_uri": "a.jpg", "class_index": 0, "gt_boxes": [], "split": "train"}
+    table = pa.Table.from_pylist([row], MANIFEST)
+    data, model = str(tmp_path / "m"), str(tmp_path / "model")
+    write_manifest(data, Manifest(table=table, classes=CLASSES))
+    with (
+        lock.held(f"{model}/training", lambda _: None),
+        pytest.raises(RunConflictError, match=f"another run is at work in {model}/training"),
+    ):
+        train.run("classifier", data=data, model=model, config=recipes.smoke())
+    assert not (tmp_path / "model" / "model.json").exists()

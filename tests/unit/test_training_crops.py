@@ -152,7 +152,7 @@ def test_a_storage_that_fails_replaces_no_image(
         raise ImageError(status, f"{uri}: no answer")
 
     monkeypatch.setattr(fetch, "fetch_image", fetch_image)
-    with pytest.raises(StorageError, match=rf"a training image is {status}: .*0\.png: no answer"):
+    with pytest.raises(StorageError, match=rf"an image is {status}: .*0\.png: no answer"):
         dataset[Request(0, 0)]
 
 

@@ -12,7 +12,7 @@ from models import random_model
 
 from cropscore_ray import fetch, geometry, images, voting
 from cropscore_ray.bundle import SCORER, Bundle
-from cropscore_ray.errors import DataError
+from cropscore_ray.errors import DataError, ImageError, StorageError
 from cropscore_ray.schema import MANIFEST
 from cropscore_ray.scoring import CropScorer
 from cropscore_ray.training.dataset import LabelledImages
@@ -105,3 +105,17 @@ def test_baselines_come_from_the_images_of_known_size(
     )
     assert 0 < found["cam_threshold"] < 1
     assert worker[1][-1] == ("localizer, baselines", 6, 6, "")
+
+
+def test_what_the_storage_gave_no_answer_for_is_not_left_out(
+    bundle: Bundle,
+    labelled: LabelledImages,
+    worker: tuple[Worker, list[tuple[Any, ...]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def away(uris: list[str]) -> list[ImageError]:
+        return [ImageError("unreachable", f"{uri}: no answer") for uri in uris]
+
+    monkeypatch.setattr(fetch, "fetch_images", away)
+    with pytest.raises(StorageError, match=r"an image is unreachable: .*: no answer"):
+        fit_voter(bundle, heads_of(bundle).state_dict(), labelled, worker[0])

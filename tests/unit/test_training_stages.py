@@ -148,3 +148,14 @@ def test_a_share_without_any_score_is_an_error_that_counts(
     scores_uri = write_scores(str(tmp_path / "s.parquet"), gone)
     with pytest.raises(DataError, match=r"only \d+ training images: .*\b0 to"):
         stages.train_regressors(run, scores_uri, Worker())
+
+
+def test_a_voter_without_sizes_is_refused_before_it_is_trained(run: TrainingRun) -> None:
+    manifest = training_manifest(run.manifest_uri, None)
+    at = manifest.table.schema.get_field_index("width_px")
+    unknown = pa.nulls(len(manifest.table), manifest.table.schema.field(at).type)
+    table = manifest.table.set_column(at, manifest.table.schema.field(at), unknown)
+    write_manifest(run.manifest_uri, Manifest(table=table, classes=manifest.classes))
+    votes = replace(run, config=with_settings(run.config, ["mode=votes"]))
+    with pytest.raises(DataError, match="no training image with boxes has a known size"):
+        stages.train_voter(votes, Worker())
