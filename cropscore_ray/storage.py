@@ -9,7 +9,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -23,7 +23,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cropscore_ray import retries, s3
+from cropscore_ray import disk, retries, s3
 from cropscore_ray.errors import DataError, StorageError
 
 FILE_SCHEME = "file://"
@@ -126,7 +126,7 @@ def list_files(uri: str) -> list[str]:
     fs, path = filesystem(uri)
     with _explained("list", uri):
         if not is_remote(uri):
-            return list(_iter_tree(path, {os.path.realpath(path)}))
+            return list(disk.iter_files(path))
         selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
         scheme = uri.partition("://")[0]
         files = [info.path for info in fs.get_file_info(selector) if info.is_file]
@@ -149,36 +149,7 @@ def iter_files(uri: str, after: str = "") -> Iterator[str]:
         elif is_remote(uri):
             yield from (file for file in list_files(uri) if file > after)
         else:
-            yield from (
-                file
-                for file in _iter_tree(absolute_uri(uri), {os.path.realpath(absolute_uri(uri))})
-                if file > after
-            )
-
-
-def _iter_tree(folder: str, seen: set[str]) -> Iterator[str]:
-    """Yield all files in the order of their whole names: links to nothing and odd names too."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(f"{one.name}/" if _is_dir(one) else one.name for one in entries)
-    except FileNotFoundError:  # taken away since it was seen, as objects of S3 may be
-        return
-    for name in names:
-        where = os.path.join(folder, name)
-        if not name.endswith("/"):
-            yield where
-            continue
-        place = os.path.realpath(where)
-        if place not in seen:  # a link to a folder above would be walked for ever
-            seen.add(place)
-            yield from _iter_tree(where.rstrip("/"), seen)
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads nowhere: who reads it will say so
-        return False
+            yield from (file for file in disk.iter_files(absolute_uri(uri)) if file > after)
 
 
 def file_names_in(uri: str) -> set[str]:
@@ -211,8 +182,8 @@ def iter_folders(uri: str) -> Iterator[str]:
             found = fs.get_file_info(pafs.FileSelector(path))
             yield from (one.base_name for one in found if one.type == pafs.FileType.Directory)
         else:
-            with os.scandir(absolute_uri(uri)) as entries:
-                yield from (one.name for one in entries if one.is_dir())
+            level = disk.iter_level(absolute_uri(uri))
+            yield from (name for name, is_folder in level if is_folder)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -315,15 +286,17 @@ def table_schema(uri: str) -> pa.Schema:
 
 
 def _first_table_in(uri: str) -> str | None:
-    if uri.startswith(s3.SCHEME):
-        with _explained("list", uri):
-            bucket, prefix = _prefix(uri)
-            level = islice(s3.iter_level(bucket, prefix), _FIRST_ENTRIES)
-            names = {key.removeprefix(prefix) for key, is_folder in level if not is_folder}
-    else:
-        names = file_names_in(uri)
-    tables = [name for name in names if name.endswith(".parquet") and not name.startswith(".")]
-    return join(uri, min(tables)) if tables else None
+    level: Iterable[tuple[str, bool]]
+    with _explained("list", uri):
+        if uri.startswith(s3.SCHEME):
+            level = islice(s3.iter_level(*_prefix(uri)), _FIRST_ENTRIES)
+        elif is_remote(uri):
+            level = ((name, False) for name in file_names_in(uri))
+        else:
+            level = disk.iter_level(absolute_uri(uri))
+        names = (where.rsplit("/", 1)[-1] for where, is_folder in level if not is_folder)
+        tables = [name for name in names if name.endswith(".parquet") and name[0] != "."]
+        return join(uri, min(tables)) if tables else None
 
 
 def open_table(uri: str) -> pads.Dataset:
