@@ -313,13 +313,11 @@ def open_table(uri: str) -> pads.Dataset:
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """Return a whole Parquet table (one file, or all below a folder in the order of names)."""
-    dataset = open_table(uri)
-    with _explained("read", uri):
-        return dataset.to_table(columns=columns).replace_schema_metadata(dataset.schema.metadata)
+    return pa.concat_tables(read_files(table_files(uri), columns))
 
 
-def read_files(files: list[str], columns: list[str]) -> Iterator[pa.Table]:
-    """Yield columns of Parquet files, in their order; dozens of files as one table."""
+def read_files(files: list[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield columns, all for None, of Parquet files in their order; dozens as one table."""
 
     def read(file: str) -> pa.Table:
         with _explained("read", file), open_file(file) as stream:
