@@ -8,6 +8,7 @@ takes it whole into memory (`Manifest`), a bulk run a batch at a time (`StoredMa
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,6 +22,7 @@ from cropscore_ray.errors import ConfigError, CropscoreError, DataError
 from cropscore_ray.schema import ImageClass
 
 _BATCH_ROWS = 65_536
+_READERS = 16
 _COLUMNS = schema.MANIFEST.names
 _OWN_FILE = re.compile(r"(manifest|chunk-\d{7})\.parquet|(index|listing)\.json")
 
@@ -181,19 +183,23 @@ def _rows_in_order(uri: str, files: list[str]) -> Iterator[pa.Table]:
 
 def _files_in_order(uri: str) -> list[str]:
     """Return a manifest's files so that ids grow from row to row; none if no order does that."""
-    spans: list[tuple[int, int, str]] = []
-    for file in storage.table_files(uri):
-        ends: list[int] = []
-        for rows in _read_batches([file], ["image_id"]):
-            ids = rows["image_id"].to_numpy()
-            if (np.diff(ids) <= 0).any() or (ends and ids[0] <= ends[-1]):
-                return []
-            ends = [ends[0] if ends else int(ids[0]), int(ids[-1])]
-        if ends:
-            spans.append((ends[0], ends[1], file))
-    spans.sort()
+    files = storage.table_files(uri)
+    with ThreadPoolExecutor(_READERS) as pool:
+        ends = list(pool.map(_first_and_last, files))
+    spans = sorted((*ids, file) for ids, file in zip(ends, files, strict=True) if ids)
     apart = all(one[1] < other[0] for one, other in pairwise(spans))
-    return [file for _, _, file in spans] if apart else []
+    return [file for _, _, file in spans] if apart and None not in ends else []
+
+
+def _first_and_last(file: str) -> tuple[int, int] | tuple[()] | None:
+    """Return a file's first and last image_id, () if it has no row; None if they do not grow."""
+    ends: tuple[int, int] | tuple[()] = ()
+    for rows in _read_batches([file], ["image_id"]):
+        ids = rows["image_id"].to_numpy()
+        if (np.diff(ids) <= 0).any() or (ends and ids[0] <= ends[1]):
+            return None
+        ends = (ends[0] if ends else int(ids[0]), int(ids[-1]))
+    return ends
 
 
 def _read_batches(files: list[str], columns: list[str]) -> Iterator[pa.Table]:
