@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -22,7 +23,7 @@ from cropscore_ray.errors import ConfigError, CropscoreError, DataError
 from cropscore_ray.schema import ImageClass
 
 _BATCH_ROWS = 65_536
-_READERS = 16
+_SMALL_ROWS, _READERS = 4096, 16  # of a packed set, say, which may have very many files
 _COLUMNS = schema.MANIFEST.names
 _OWN_FILE = re.compile(r"(manifest|chunk-\d{7})\.parquet|(index|listing)\.json")
 
@@ -194,7 +195,7 @@ def _files_in_order(uri: str) -> list[str]:
 def _first_and_last(file: str) -> tuple[int, int] | tuple[()] | None:
     """Return a file's first and last image_id, () if it has no row; None if they do not grow."""
     ends: tuple[int, int] | tuple[()] = ()
-    for rows in _read_batches([file], ["image_id"]):
+    for rows in _stream(file, ["image_id"]):
         ids = rows["image_id"].to_numpy()
         if (np.diff(ids) <= 0).any() or (ends and ids[0] <= ends[1]):
             return None
@@ -203,11 +204,27 @@ def _first_and_last(file: str) -> tuple[int, int] | tuple[()] | None:
 
 
 def _read_batches(files: list[str], columns: list[str]) -> Iterator[pa.Table]:
-    for file in files:
-        with storage.open_file(file) as stream:
-            batches = pq.ParquetFile(stream).iter_batches(_BATCH_ROWS, columns=columns)
-            for batch in batches:
-                yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+    """Yield the rows of files, a batch at a time; those of small files are read ahead."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(files), _READERS):
+            some = files[start : start + _READERS]
+            tables = pool.map(partial(_if_small, columns=columns), some)
+            for file, table in zip(some, tables, strict=True):
+                batches = _stream(file, columns) if table is None else [table] if len(table) else []
+                yield from (rows.replace_schema_metadata(None) for rows in batches)
+
+
+def _if_small(file: str, columns: list[str]) -> pa.Table | None:
+    with storage.open_file(file) as stream:
+        parquet = pq.ParquetFile(stream)
+        is_small = parquet.metadata.num_rows <= _SMALL_ROWS
+        return parquet.read(columns, use_threads=False) if is_small else None
+
+
+def _stream(file: str, columns: list[str]) -> Iterator[pa.Table]:
+    with storage.open_file(file) as stream:
+        for batch in pq.ParquetFile(stream).iter_batches(_BATCH_ROWS, columns=columns):
+            yield pa.Table.from_batches([batch])
 
 
 def is_manifest(uri: str) -> bool:

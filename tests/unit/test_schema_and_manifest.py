@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cropscore_ray import schema, storage
+from cropscore_ray import manifest, schema, storage
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.manifest import (
     Manifest,
@@ -222,16 +222,22 @@ def stored(folder: Path, *pieces: list[int]) -> str:
     "pieces",
     [
         [[0, 1, 2, 3, 4, 5, 6, 7]],
-        [[5, 6, 7], [0, 1], [2, 3, 4]],
+        [[5, 6, 7], [], [0, 1], [2, 3, 4]],
         [[0, 2, 4, 6], [1, 3, 5, 7]],
         [[7, 6, 5, 4, 3, 2, 1, 0]],
     ],
     ids=["one file", "files out of order", "files that overlap", "rows out of order"],
 )
 @pytest.mark.parametrize("split", [None, "val"])
+@pytest.mark.parametrize("small", [0, 2, 9])
 def test_a_stored_manifest_has_the_rows_of_one_in_memory(
-    tmp_path: Path, pieces: list[list[int]], split: str | None
+    tmp_path: Path,
+    pieces: list[list[int]],
+    split: str | None,
+    small: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(manifest, "_SMALL_ROWS", small)
     uri = stored(tmp_path, *pieces)
     whole, found = read_manifest(uri).only(split), open_manifest(uri, split)
     assert found.fingerprint == whole.fingerprint()
