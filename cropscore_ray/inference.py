@@ -179,14 +179,17 @@ class InferenceNetwork:
 
     def _halve(self, error: RuntimeError) -> None:
         """Go on with half the batch if memory ran out; else raise the error again."""
-        # The CPU's allocator has no exception of its own.
-        out_of_memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-        if not out_of_memory or self.batch == 1:
+        if not is_out_of_memory(error) or self.batch == 1:
             raise error
         self.batch //= 2
         logger.warning("out of memory on %s: passes of %d crops now", self.device, self.batch)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether memory ran out; the CPU's allocator has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _means(maps: Tensor, cells: int | None) -> Tensor:

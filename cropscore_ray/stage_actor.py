@@ -1,5 +1,6 @@
 """The process that holds a model: a part's images in, a file of the run's table out."""
 
+import logging
 import os
 import threading
 import time
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import torch
 
     from cropscore_ray.predict import ScoreStage
+
+logger = logging.getLogger(__name__)
 
 CALLS_AT_ONCE = 2
 """One part is scored while that before it is written."""
@@ -101,20 +104,30 @@ class StageActor:
             row["class_index"] = None if index is None else self.class_map[index]
         attempt: Attempt = runtime.ask(self.attempts.begin, number)
         fetched = [_fetched(row, attempt) for row in rows]
-        seen = self._one_by_one if attempt.one_by_one else self._together
-        found = list(self._counted(seen(number, rows, fetched), len(rows)))
+        found = None if attempt.one_by_one else self._together(rows, fetched)
+        if found is None:
+            found = list(self._counted(self._one_by_one(number, rows, fetched), len(rows)))
         runtime.ask(self.attempts.end, number)
         table = schema.rows_to_table(found, self.stage.schema)
         self._tell(0, busy=True)
         return table
 
-    def _together(self, _: int, rows: list[Row], fetched: list[Fetched]) -> Iterator[list[Row]]:
-        return self.stage.by_image(rows, fetched)
+    def _together(self, rows: list[Row], fetched: list[Fetched]) -> list[Row] | None:
+        """Return the rows of all images, or None if they do not fit into memory together."""
+        from cropscore_ray.inference import is_out_of_memory
+
+        try:
+            return list(self._counted(self.stage.by_image(rows, fetched), len(rows)))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("out of memory, so image by image: %s", error)
+            return None
 
     def _one_by_one(
         self, number: int, rows: list[Row], fetched: list[Fetched]
     ) -> Iterator[list[Row]]:
-        """Yield the same, after telling which image is next: it may be the last thing told."""
+        """Yield each image's rows, after telling that it is next: it may be the last thing told."""
         for row, one in zip(rows, fetched, strict=True):
             runtime.ask(self.attempts.at, number, row["image_id"])
             yield from self.stage.by_image([row], [one])

@@ -1,15 +1,20 @@
 """The process that holds a model: where it computes, and what it tells of its GPU."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from models import random_model
 
-from cropscore_ray import run_folder, runtime, stage_actor, telemetry
+from cropscore_ray import run_folder, runtime, stage_actor, storage, telemetry
+from cropscore_ray.attempts import Attempts
 from cropscore_ray.config import LocalizeConfig
+from cropscore_ray.fetch import Fetched
+from cropscore_ray.parts import Row, as_row
 from cropscore_ray.pool import Pool
 from cropscore_ray.stage_actor import Scoring, StageActor
 from cropscore_ray.telemetry import WorkerTelemetry
@@ -95,3 +100,62 @@ def test_a_worker_tells_of_its_own_gpu(
 
 def test_a_machine_without_nvidias_library_tells_nothing() -> None:
     assert telemetry.gpu_use("8-4") is None
+
+
+class Narrow:
+    """A stage that has room for one image at a time."""
+
+    schema = pa.schema([("image_id", pa.int64()), ("status", pa.string())])
+
+    def __init__(self, error: RuntimeError) -> None:
+        self.error = error
+
+    def by_image(self, rows: list[Row], fetched: list[Fetched]) -> Iterator[list[Row]]:
+        yield [{"image_id": rows[0]["image_id"], "status": "ok"}]
+        if len(rows) > 1:
+            raise self.error
+
+
+def a_part(folder: run_folder.RunFolder, error: RuntimeError) -> pa.Table:
+    """Have an actor without room for it score a part of three images; return what it wrote."""
+    actor = StageActor(
+        Scoring(
+            stage=lambda bundle, config, device: Narrow(error),  # type: ignore[return-value, arg-type]
+            model_uri=random_model(f"{folder.uri}/model").uri,
+            config=LocalizeConfig(),
+            class_map=[],
+        ),
+        folder,
+        Pool(num_now=1, most=1, num_gpus=0, num_cpus=1),
+        queue=None,
+        attempts=Attempts(),
+    )
+    rows = [
+        {"image_id": i, "class_index": None, "data": b"", "fetch_status": None} for i in (7, 8, 9)
+    ]
+    actor(as_row(0, pa.Table.from_pylist(rows)))
+    return storage.read_table(folder.part_uri(0))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run_folder.RunFolder:
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(runtime, "ask", lambda method, *arguments: method(*arguments))
+    monkeypatch.setattr(
+        stage_actor,
+        "WorkerTelemetry",
+        lambda *_: SimpleNamespace(worked=lambda *_, **__: None, did=lambda *_: None),
+    )
+    return run_folder.open_run(str(tmp_path), table="scores", identity={}, facts={})
+
+
+def test_images_that_do_not_fit_into_memory_together_are_taken_one_by_one(
+    folder: run_folder.RunFolder,
+) -> None:
+    rows = a_part(folder, torch.OutOfMemoryError("CUDA out of memory"))
+    assert rows["image_id"].to_pylist() == [7, 8, 9]
+
+
+def test_another_error_of_a_stage_is_not_tried_again(folder: run_folder.RunFolder) -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        a_part(folder, RuntimeError("shapes differ"))
