@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cropscore_ray.bundle import Bundle, classifier_part
-from cropscore_ray.config import LocalizeConfig
+from cropscore_ray.config import MAX_MEGAPIXELS
 from cropscore_ray.decoding import decode_ahead
 from cropscore_ray.errors import ImageError
 from cropscore_ray.evaluate import Rate
@@ -90,10 +90,12 @@ def _groups(
     scorer: CropScorer, uris: list[str], labels: list[int]
 ) -> Iterator[tuple[list[Pixels | Tensor], list[int]]]:
     """Yield the readable images, group by group, with their classes."""
-    size, most = scorer.group_images, LocalizeConfig().max_megapixels
+    size = scorer.group_images
     for at in range(0, len(uris), _AT_ONCE):
         fetched = fetch_images(uris[at : at + _AT_ONCE])
-        groups = decode_ahead(fetched, group=size, max_megapixels=most, device=scorer.device)
+        groups = decode_ahead(
+            fetched, group=size, max_megapixels=MAX_MEGAPIXELS, device=scorer.device
+        )
         for i, decoded in enumerate(groups):
             first = at + i * size
             for one in decoded:

@@ -12,6 +12,9 @@ from cropscore_ray.rules import check, one_of, require
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+MAX_MEGAPIXELS = 100.0
+"""Of an image that is decoded: so many take 0.7 GB, Pillow's copy counted."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreprocessConfig:
@@ -332,8 +335,8 @@ class LocalizeConfig:
     """Predicted classes an image."""
     part_images: int = 64
     """Images a part: one file, and the work that a lost node costs at most."""
-    max_megapixels: float = 100.0
-    """Larger images are not decoded (status too_large): 100 take 0.7 GB, Pillow's copy counted."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """Larger images are not decoded (status too_large)."""
 
     def __post_init__(self) -> None:
         if self.mode is not None:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from cropscore_ray.config import PreprocessConfig
+from cropscore_ray.config import MAX_MEGAPIXELS, PreprocessConfig
 from cropscore_ray.errors import ImageError
 
 Pixels = NDArray[np.uint8]
@@ -40,7 +40,7 @@ _DECODE_ERRORS = (
 )
 
 
-def decode(data: bytes, *, max_megapixels: float = 178.0) -> Pixels:
+def decode(data: bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> Pixels:
     """Return an encoded image as RGB pixels, uint8, shape (H, W, 3).
 
     EXIF rotation is not applied: boxes of the usual data sets live in the stored frame

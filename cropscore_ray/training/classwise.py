@@ -38,7 +38,7 @@ class Hidden:
         is_there = (index_GB >= 0)[..., None, None]
         return Hidden(
             hidden_NH=self.hidden_NH[index_GB],
-            classes_N=index_GB.sign(),  # -1 for padding
+            classes_N=torch.where(index_GB >= 0, classes_G[:, None], -1),  # -1 for padding
             boxes_NM4=torch.where(is_there, self.boxes_NM4[index_GB], torch.tensor(NO_BOX)),
         )
 

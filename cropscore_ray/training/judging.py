@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cropscore_ray import baselines, fetch, geometry, voting
 from cropscore_ray.bundle import SCORER, Bundle
-from cropscore_ray.config import LocalizeConfig
+from cropscore_ray.config import MAX_MEGAPIXELS
 from cropscore_ray.decoding import decode_ahead
 from cropscore_ray.errors import DataError, ImageError
 from cropscore_ray.images import Pixels
@@ -100,7 +100,7 @@ def _readable(uris: list[str], told: Told) -> Iterator[tuple[int, Pixels | Tenso
         decoded = decode_ahead(
             fetch.fetch_images(uris[first : first + _AT_ONCE]),
             group=1,
-            max_megapixels=LocalizeConfig().max_megapixels,
+            max_megapixels=MAX_MEGAPIXELS,
             device=torch.device("cpu"),
         )
         for i, [pixels] in enumerate(decoded, first):
