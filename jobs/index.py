@@ -1,22 +1,11 @@
 """The job behind `cropscore index`: an image set becomes a manifest."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from cropscore_ray import run_folder, storage
+from cropscore_ray import storage
 from cropscore_ray.datasets import IndexReport, Progress, absolute_source, index_source
-from cropscore_ray.datasets.folder import require_folder
-from cropscore_ray.errors import ConfigError, DataError, RunConflictError
-from cropscore_ray.listing import GrowingManifest, Lister, growing_manifest
-from cropscore_ray.manifest import (
-    StoredManifest,
-    delete_manifest,
-    is_manifest,
-    open_manifest,
-    write_manifest,
-)
-from cropscore_ray.progress import Progress as Shown
+from cropscore_ray.errors import RunConflictError
+from cropscore_ray.manifest import is_manifest, open_manifest, write_manifest
 from cropscore_ray.uri_list import STDIN, write_list
 
 
@@ -59,130 +48,6 @@ def require_source(source: str, out: str) -> bool:
             hint="choose another --out, or replace it with --overwrite",
         )
     return True
-
-
-def open_source(
-    source: str,
-    run_uri: str,
-    shown: Shown,
-    *,
-    overwrite: bool,
-    split: str | None = None,
-    name: str = "manifest",
-) -> StoredManifest | GrowingManifest:
-    """Return a source's manifest; that of a folder is still to be made, or to be gone on with.
-
-    Unless the source is a manifest, it is in RUN/NAME. Before the run begins there, it needs
-    `make_room`, and while it works, `listed`.
-    """
-    if not is_folder_source(source):
-        where = manifest_of(source, run_uri, shown, overwrite=overwrite, name=name)
-        return open_manifest(where, split)
-    if split is not None:
-        raise ConfigError(f"{source} is a folder and has no split {split!r}")
-    begun = _has_begun(run_uri) and not overwrite
-    return growing_manifest(storage.absolute_uri(source), storage.join(run_uri, name), begun=begun)
-
-
-def _has_begun(run_uri: str) -> bool:
-    """Tell whether a run goes on; a manifest without its run was left by a start that failed."""
-    return run_folder.read_record(run_uri) is not None
-
-
-def make_room(manifest: StoredManifest | GrowingManifest, run_uri: str, *, overwrite: bool) -> None:
-    """Clear what is not of the run that shall begin or go on in a folder.
-
-    That is another run if it is to be overwritten, and where a folder is to be listed, what was
-    listed for no run.
-    """
-    if overwrite:
-        run_folder.discard(run_uri)
-    if isinstance(manifest, GrowingManifest) and not _has_begun(run_uri):
-        delete_manifest(manifest.uri)
-
-
-def is_folder_source(source: str) -> bool:
-    """Tell whether a source is a folder of images, which is listed while work goes on.
-
-    StorageError or DataError if it is none but looks like one.
-    """
-    uri = storage.absolute_uri(source)
-    if absolute_source(source) != uri or _is_manifest(source):
-        return False
-    require_folder(uri)
-    return True
-
-
-def _is_manifest(source: str) -> bool:
-    if ":" in source.split("://")[0]:
-        return False
-    plain = storage.absolute_uri(source)
-    return storage.exists(plain) and is_manifest(plain)
-
-
-def manifest_of(
-    source: str, run_uri: str, shown: Shown, *, overwrite: bool, name: str = "manifest"
-) -> str:
-    """Return where a run's manifest is: the source, or else RUN/NAME, indexed once a run."""
-    if _is_manifest(source):
-        return storage.absolute_uri(source)
-    inside = storage.join(run_uri, name)
-    begun = _has_begun(run_uri) and not overwrite
-    if begun and source == STDIN:
-        write_list(sys.stdin.buffer, inside, begun=True)  # compared with what is there
-        return inside
-    if not (begun and require_source(source, inside)):
-        report = run(
-            source,
-            inside,
-            overwrite=True,
-            progress=lambda n, total: shown.update("index", n, total),
-        )
-        shown.say(render(report))
-    return inside
-
-
-@contextmanager
-def listed(
-    manifest: StoredManifest | GrowingManifest, run_uri: str, shown: Shown
-) -> Iterator[None]:
-    """List the folder of a growing manifest while the block runs; begin once it has an image.
-
-    Args:
-        manifest: where images go; nothing is done for a stored one.
-        run_uri: the run folder, given up if the folder has no image.
-        shown: told what was found.
-
-    Raises:
-        DataError: the folder has no image.
-    """
-    if isinstance(manifest, StoredManifest):
-        yield
-        return
-    lister = Lister(manifest)
-    lister.start()
-    lister.has_images.wait()
-    ended = manifest.ended()
-    if ended and ended["error"] is None and ended["num_images"] == 0:
-        run_folder.discard(run_uri)
-        delete_manifest(manifest.uri)
-        raise DataError(
-            f"{manifest.folder_uri}: no image here{_others(ended['left_aside'])}",
-            hint="check the location; an image set in a table is given as csv:FILE or parquet:URI",
-        )
-    yield
-    ended = storage.persistently(manifest.uri, manifest.ended)
-    assert ended is not None, "all images are done, so all were found"
-    late = f"; {ended['num_late']:,} of them in folders that came later, so without a class"
-    shown.say(
-        f"{ended['num_images']:,} images found{late if ended['num_late'] else ''}"
-        f"{_others(ended['left_aside'])}"
-    )
-
-
-def _others(left_aside: dict[str, int]) -> str:
-    aside = ", ".join(f"{count:,} {kind}" for kind, count in left_aside.items())
-    return f"; other files left aside, by extension: {aside}" if aside else ""
 
 
 def render(report: IndexReport) -> str:

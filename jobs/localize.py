@@ -11,7 +11,7 @@ from cropscore_ray.bundle import Bundle, load_bundle, required_parts
 from cropscore_ray.config import SCORE_MODES, LocalizeConfig
 from cropscore_ray.datasets import absolute_source
 from cropscore_ray.errors import ConfigError, DataError
-from cropscore_ray.jobs import index
+from cropscore_ray.jobs import sources
 from cropscore_ray.listing import GrowingManifest
 from cropscore_ray.manifest import StoredManifest, match_classes
 from cropscore_ray.parts import BulkRun
@@ -65,11 +65,11 @@ def run(
     bundle.require(*required_parts(command, config))
     with lock.held(out, shown.say) as held:
         run_folder.require_kind(out, command)
-        manifest = index.open_source(source, out, shown, overwrite=overwrite, split=split)
+        manifest = sources.open_source(source, out, shown, overwrite=overwrite, split=split)
         class_map = match_classes(manifest.classes, bundle.classes)
         _check_classes(config, manifest, class_map, model, shown)
         held.require()
-        index.make_room(manifest, out, overwrite=overwrite)
+        sources.make_room(manifest, out, overwrite=overwrite)
         folder = run_folder.open_run(
             out,
             table=TABLES[command],
@@ -95,7 +95,7 @@ def run(
                 config=config,
                 class_map=class_map,
             )
-            with index.listed(manifest, out, shown):
+            with sources.listed(manifest, out, shown):
                 pipeline.run_parts(
                     BulkRun(
                         command=command,

@@ -5,7 +5,7 @@ from typing import Any
 from cropscore_ray import lock, packing, pipeline, run_folder, storage
 from cropscore_ray.datasets import absolute_source
 from cropscore_ray.errors import DataError
-from cropscore_ray.jobs import index
+from cropscore_ray.jobs import sources
 from cropscore_ray.parts import BulkRun
 from cropscore_ray.progress import Progress
 
@@ -32,11 +32,11 @@ def run(
     out = storage.absolute_uri(out)
     with lock.held(out, shown.say) as held:
         run_folder.require_kind(out, "pack")
-        manifest = index.open_source(source, out, shown, overwrite=overwrite, name="source")
+        manifest = sources.open_source(source, out, shown, overwrite=overwrite, name="source")
         if manifest.num_images == 0:
             raise DataError("there are no images to pack", hint="check the source")
         held.require()
-        index.make_room(manifest, out, overwrite=overwrite)
+        sources.make_room(manifest, out, overwrite=overwrite)
         folder = run_folder.open_run(
             out,
             table="manifest",
@@ -52,7 +52,7 @@ def run(
             num_images = folder.record["counts"]["images"]
             shown.say(f"{out} is complete: {num_images} images; nothing to do")
             return folder.record
-        with index.listed(manifest, out, shown):
+        with sources.listed(manifest, out, shown):
             pipeline.run_parts(
                 BulkRun(command="pack", manifest=manifest, part_images=shard_images, folder=folder),
                 pipeline.packed,

@@ -12,7 +12,7 @@ import pytest
 
 from cropscore_ray import listing, run_folder, storage, uri_list
 from cropscore_ray.errors import DataError, StorageError
-from cropscore_ray.jobs import index
+from cropscore_ray.jobs import sources
 from cropscore_ray.listing import GrowingManifest, Lister, growing_manifest
 from cropscore_ray.manifest import open_manifest, read_manifest
 from cropscore_ray.progress import Progress
@@ -146,14 +146,14 @@ def test_a_folder_is_not_listed_to_see_that_it_is_no_manifest(
 
     monkeypatch.setattr(storage, "list_files", never)
     monkeypatch.setattr(storage, "iter_files", never)
-    assert index.is_folder_source(str(folder))
+    assert sources.is_folder_source(str(folder))
 
 
 def test_a_folder_whose_run_lies_inside_is_no_manifest(folder: Path) -> None:
     inside = growing_manifest(str(folder), str(folder / "run" / "manifest"), begun=False)
     list_to_the_end(inside)
-    assert index.is_folder_source(str(folder))
-    assert not index.is_folder_source(inside.uri)
+    assert sources.is_folder_source(str(folder))
+    assert not sources.is_folder_source(inside.uri)
 
 
 def test_very_many_folders_are_no_classes(
@@ -237,13 +237,13 @@ def test_a_folder_that_is_gone_leaves_the_others_their_classes(
 def test_chunks_of_no_run_are_not_gone_on_with(folder: Path, tmp_path: Path) -> None:
     run, shown = str(tmp_path / "run"), Progress(io.StringIO())
     uri_list.write_list([b"/elsewhere/0.jpg"], f"{run}/manifest", begun=False)
-    manifest = index.open_source(str(folder), run, shown, overwrite=False)
+    manifest = sources.open_source(str(folder), run, shown, overwrite=False)
     assert isinstance(manifest, GrowingManifest)
-    index.make_room(manifest, run, overwrite=False)
+    sources.make_room(manifest, run, overwrite=False)
     run_folder.open_run(run, table="predictions", identity={}, facts={})
     list_to_the_end(manifest)
     assert names(manifest) == ["a-b/1.jpg", "a/1.jpg", "a/2.png", "b/x/deep.JPEG", "top.jpg"]
-    again = index.open_source(str(folder), run, shown, overwrite=False)
+    again = sources.open_source(str(folder), run, shown, overwrite=False)
     assert again == manifest
-    index.make_room(again, run, overwrite=False)
+    sources.make_room(again, run, overwrite=False)
     assert manifest.num_images == 5
