@@ -104,6 +104,7 @@ def test_a_manifest_keeps_rows_and_classes(s3_uri: str) -> None:
     manifest = Manifest(table=rows_to_table(rows, MANIFEST), classes=classes)
     write_manifest(s3_uri, manifest)
     assert is_manifest(s3_uri)
+    assert not is_manifest(s3_uri.rsplit("/", 1)[0]), "it only lies below"
     assert read_manifest(s3_uri).classes == classes
     assert read_manifest(s3_uri).fingerprint() == manifest.fingerprint()
 
@@ -117,6 +118,8 @@ def test_a_missing_key_is_a_storage_error_that_names_it(s3_uri: str) -> None:
 def test_no_table_under_a_prefix_is_a_data_error(s3_uri: str) -> None:
     with pytest.raises(DataError, match="no Parquet table here"):
         storage.open_table(storage.join(s3_uri, "gone"))
+    with pytest.raises(DataError, match="no Parquet table here"):
+        storage.table_schema(storage.join(s3_uri, "gone"))
 
 
 @pytest.mark.parametrize("action", ["write", "read"])
