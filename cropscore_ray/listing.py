@@ -21,10 +21,9 @@ import pyarrow.compute as pc
 from cropscore_ray import schema, storage
 from cropscore_ray.datasets.records import is_text, other_kind
 from cropscore_ray.errors import DataError, StorageError
-from cropscore_ray.manifest import recut
+from cropscore_ray.manifest import CHUNK_IMAGES, chunk_uri, recut
 from cropscore_ray.schema import ImageClass
 
-CHUNK_IMAGES = 16_384
 CHUNK_S = 5.0
 """A chunk is written when it is full, or so old: work begins with the first images found."""
 _POLL_S = 0.5
@@ -67,7 +66,7 @@ class GrowingManifest:
 
     def chunk_uri(self, number: int) -> str:
         """Return where a chunk is, or will be."""
-        return storage.join(self.uri, f"chunk-{number:07d}.parquet")
+        return chunk_uri(self.uri, number)
 
     def _chunks(self) -> Iterator[pa.Table]:
         number = 0

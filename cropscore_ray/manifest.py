@@ -25,6 +25,8 @@ from cropscore_ray.schema import ImageClass
 _BATCH_ROWS = 65_536
 _SMALL_ROWS, _READERS = 4096, 16  # of a packed set, say, which may have very many files
 _COLUMNS = schema.MANIFEST.names
+CHUNK_IMAGES = 16_384
+"""Images a file of a manifest that is written while images are found."""
 _OWN_FILE = re.compile(r"(manifest|chunk-\d{7})\.parquet|(index|listing)\.json")
 
 
@@ -242,6 +244,11 @@ def read_manifest(uri: str) -> Manifest:
     schema.check_table(table.schema, schema.MANIFEST, uri)
     ordered = table.select(schema.MANIFEST.names).sort_by("image_id")
     return Manifest(table=ordered, classes=schema.read_classes(table.schema))
+
+
+def chunk_uri(uri: str, number: int) -> str:
+    """Return where a file of CHUNK_IMAGES of a manifest is, or will be."""
+    return storage.join(uri, f"chunk-{number:07d}.parquet")
 
 
 def delete_manifest(uri: str, *, but: Collection[str] = ()) -> None:

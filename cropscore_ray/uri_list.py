@@ -9,11 +9,10 @@ from itertools import islice, zip_longest
 
 from cropscore_ray import schema, storage
 from cropscore_ray.errors import DataError, RunConflictError
-from cropscore_ray.manifest import delete_manifest
+from cropscore_ray.manifest import CHUNK_IMAGES, chunk_uri, delete_manifest
 
 STDIN = "-"
 """The source that is the list on standard input."""
-CHUNK_IMAGES = 16_384
 
 
 def write_list(
@@ -40,7 +39,7 @@ def write_list(
     if not begun:
         delete_manifest(manifest_uri)
     while chunk := list(islice(uris, CHUNK_IMAGES)):
-        where = _chunk_uri(manifest_uri, num_chunks)
+        where = chunk_uri(manifest_uri, num_chunks)
         if begun:
             _require_same(where, chunk, num_images)
         else:
@@ -52,7 +51,7 @@ def write_list(
         if progress:
             progress(num_images, None)
     if begun:
-        _require_same(_chunk_uri(manifest_uri, num_chunks), [], num_images)
+        _require_same(chunk_uri(manifest_uri, num_chunks), [], num_images)
     if not num_images:
         raise DataError("the list has no URI", hint="give one on each line")
     return num_images
@@ -68,15 +67,11 @@ def _read(lines: Iterable[bytes]) -> Iterator[str]:
             yield storage.absolute_uri(text)
 
 
-def _chunk_uri(manifest_uri: str, number: int) -> str:
-    return storage.join(manifest_uri, f"chunk-{number:07d}.parquet")
-
-
-def _require_same(chunk_uri: str, uris: list[str], first: int) -> None:
+def _require_same(where: str, uris: list[str], first: int) -> None:
     """Raise RunConflictError if a chunk of the list is not what was written of it."""
     written: list[str] = []
-    if storage.exists(chunk_uri):
-        written = storage.read_table(chunk_uri, ["image_uri"])["image_uri"].to_pylist()
+    if storage.exists(where):
+        written = storage.read_table(where, ["image_uri"])["image_uri"].to_pylist()
     for place, (old, new) in enumerate(zip_longest(written, uris, fillvalue="none"), first + 1):
         if old != new:
             raise RunConflictError(

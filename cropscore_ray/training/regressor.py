@@ -32,6 +32,7 @@ from cropscore_ray.training import classwise
 from cropscore_ray.training.classwise import Hidden
 from cropscore_ray.training.confidence import fit_confidence
 from cropscore_ray.training.losses import NO_BOX, best_iou, box_loss
+from cropscore_ray.voting import mirrored
 
 _MIN_CHOOSING = 2  # fewer images cannot tell whether a class gained
 
@@ -69,15 +70,14 @@ def with_mirror_images(data: ScoredImages) -> ScoredImages:
     scorer has learnt from mirrored crops. Measured on held-back ILSVRC images with 630
     to train on: error 0.379 without, 0.355 with.
     """
-    left, top, right, bottom = data.boxes_NM4.unbind(-1)
-    mirrored = torch.stack([1 - right, top, 1 - left, bottom], -1)
-    mirrored = torch.where(data.boxes_NM4 == NO_BOX, data.boxes_NM4, mirrored)
+    boxes = data.boxes_NM4
+    boxes = torch.where(boxes == NO_BOX, boxes, mirrored(boxes))
     order = torch.from_numpy(mirror_order(data.regions_F4))
     return replace(
         data,
         scores_NF=torch.cat([data.scores_NF, data.scores_NF[:, order]]),
         classes_N=data.classes_N.repeat(2),
-        boxes_NM4=torch.cat([data.boxes_NM4, mirrored]),
+        boxes_NM4=torch.cat([data.boxes_NM4, boxes]),
     )
 
 
