@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import sys
 import threading
 import time
@@ -223,12 +224,12 @@ def test_what_the_storage_gave_no_answer_for_is_asked_for_again(
         Image.new("RGB", (30, 30)).save(tmp_path / name)
     index.run(str(tmp_path), str(tmp_path / "manifest"))
     (tmp_path / "b.jpg").rename(tmp_path / "c")
-    (tmp_path / "b.jpg").mkdir()  # it cannot be read, and may be there another time
+    os.mknod(tmp_path / "b.jpg", stat.S_IFSOCK)  # it cannot be read, and may another time
     source, out = str(tmp_path / "manifest"), str(tmp_path / "run")
     flow.localize(out, source=source)
     assert "--retry asks again" in capsys.readouterr().err
     assert [row["status"] for row in rows(out)] == ["ok"] * 5 + ["unreachable"]
-    (tmp_path / "b.jpg").rmdir()
+    (tmp_path / "b.jpg").unlink()
     (tmp_path / "c").rename(tmp_path / "b.jpg")
     flow.localize(out, source=source)
     assert "nothing to do" in capsys.readouterr().err
