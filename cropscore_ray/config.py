@@ -334,7 +334,7 @@ class LocalizeConfig:
     top_k: int = 5
     """Predicted classes an image."""
     part_images: int = 64
-    """Images a part: one file, and the work that a lost node costs at most."""
+    """Images a part: one file, and what a lost worker does again at most."""
     max_megapixels: float = MAX_MEGAPIXELS
     """Larger images are not decoded (status too_large)."""
 
