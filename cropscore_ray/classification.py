@@ -17,12 +17,11 @@ from cropscore_ray.config import MAX_MEGAPIXELS
 from cropscore_ray.decoding import decode_ahead
 from cropscore_ray.errors import ImageError
 from cropscore_ray.evaluate import Rate
-from cropscore_ray.fetch import fetch_images, require_answer
+from cropscore_ray.fetch import fetch_ahead, require_answer
 from cropscore_ray.images import Pixels
 from cropscore_ray.scoring import CropScorer
 
 _CENTRE = 4  # of the ten crops
-_AT_ONCE = 64  # images fetched together
 _TOP = 5
 
 
@@ -90,21 +89,19 @@ def _groups(
     scorer: CropScorer, uris: list[str], labels: list[int]
 ) -> Iterator[tuple[list[Pixels | Tensor], list[int]]]:
     """Yield the readable images, group by group, with their classes."""
-    size = scorer.group_images
-    for at in range(0, len(uris), _AT_ONCE):
-        fetched = fetch_images(uris[at : at + _AT_ONCE])
-        groups = decode_ahead(
+    size, label = scorer.group_images, iter(labels)
+    for fetched in fetch_ahead(uris):
+        for decoded in decode_ahead(
             fetched, group=size, max_megapixels=MAX_MEGAPIXELS, device=scorer.device
-        )
-        for i, decoded in enumerate(groups):
-            first = at + i * size
-            for one in decoded:
+        ):
+            good: list[tuple[Pixels | Tensor, int]] = []
+            for one, own in zip(decoded, label, strict=False):
                 if isinstance(one, ImageError):
                     require_answer(one)
-            pairs = zip(decoded, labels[first : first + size], strict=False)
-            good = [(one, label) for one, label in pairs if not isinstance(one, ImageError)]
+                else:
+                    good.append((scorer.to_device(one), own))
             if good:
-                yield [scorer.to_device(one) for one, _ in good], [label for _, label in good]
+                yield [one for one, _ in good], [own for _, own in good]
 
 
 def _ranks(probabilities_XGC: Tensor, classes_G: Tensor) -> Tensor:

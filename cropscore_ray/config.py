@@ -333,8 +333,9 @@ class LocalizeConfig:
     """predicted: ranks 1 to top_k; label: rank 0, the manifest's class; both."""
     top_k: int = 5
     """Predicted classes an image."""
-    part_images: int = 64
-    """Images a part: one file, and what a lost worker does again at most."""
+    part_images: int | None = None
+    """Images a part: one file, and what a lost worker does again at most; None: 64, and more in
+    large runs (cut.sizes)."""
     max_megapixels: float = MAX_MEGAPIXELS
     """Larger images are not decoded (status too_large)."""
 
@@ -343,5 +344,10 @@ class LocalizeConfig:
             one_of(MODES, "mode", self.mode)
         one_of(("predicted", "label", "both"), "classes", self.classes)
         require(1 <= self.top_k <= 1000, "top_k", self.top_k, "from 1 to 1000")
-        require(self.part_images >= 1, "part_images", self.part_images, "1 or more")
+        require(
+            self.part_images is None or self.part_images >= 1,
+            "part_images",
+            self.part_images,
+            "1 or more, or null",
+        )
         require(self.max_megapixels > 0, "max_megapixels", self.max_megapixels, "above 0")

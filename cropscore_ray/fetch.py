@@ -22,6 +22,8 @@ _Found = dict[str, Fetched]
 
 LARGEST_BYTES = 512 * 2**20
 """No image of 100 megapixels has more, and dozens of files are in memory at once."""
+_GROUP_BYTES = 128 * 2**20
+_FIRST, _FEWEST = 64, 16  # images
 
 _STATUSES = {
     errno.ENOENT: "missing",
@@ -44,6 +46,33 @@ def fetch_images(uris: Iterable[str]) -> list[Fetched]:
         for some in pool.map(lambda read: read(), _reads(wanted)):
             found.update(some)
     return [found[uri] for uri in wanted]
+
+
+def fetch_group(uris: list[str]) -> list[Fetched]:
+    """Return what `fetch_images` does of the first URIs: of as many as have 128 MiB, or of all.
+
+    What an image has, nobody knows before; but 64 tell what the next may have. So groups have 64
+    images or more, if there are any.
+    """
+    found = fetch_images(uris[:_FIRST])
+    while len(found) < len(uris):
+        num_bytes = sum(len(one) for one in found if isinstance(one, bytes))
+        fits = (_GROUP_BYTES - num_bytes) * len(found) // max(1, num_bytes)
+        if fits < _FEWEST:
+            break
+        found += fetch_images(uris[len(found) : len(found) + fits])
+    return found
+
+
+def fetch_ahead(uris: list[str]) -> Iterator[list[Fetched]]:
+    """Yield `fetch_group` after group, in order; while one is in use, the next is fetched."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as ahead:
+        following = ahead.submit(fetch_group, uris)
+        while uris:
+            group = following.result()
+            uris = uris[len(group) :]
+            following = ahead.submit(fetch_group, uris)
+            yield group
 
 
 def fetch_image(uri: str) -> bytes:

@@ -8,7 +8,7 @@ Stopped and started again, the lister goes on after the last image of its last c
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -50,13 +50,13 @@ class GrowingManifest:
         """What makes it the same set: the folder, whose content is what was found in it."""
         return self.folder_uri
 
-    def batches(self, num_rows: int) -> Iterator[pa.Table]:
-        """Yield so many rows at a time, and in the end what is left, as they are found.
+    def batches(self, sizes: Iterable[int]) -> Iterator[pa.Table]:
+        """Yield so many rows each time, and in the end what is left, as they are found.
 
         Raises:
             DataError: the listing failed.
         """
-        return recut(self._chunks(), num_rows)
+        return recut(self._chunks(), sizes)
 
     def ended(self) -> dict[str, Any] | None:
         """Return how the listing ended; None while it has not."""

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 import numpy as np
 import pyarrow as pa
@@ -72,10 +72,10 @@ class StoredManifest:
         """What makes it the same set: its rows and classes."""
         return self.fingerprint
 
-    def batches(self, num_rows: int) -> Iterator[pa.Table]:
-        """Yield so many rows at a time, and in the end what is left, in the order of image_id."""
+    def batches(self, sizes: Iterable[int]) -> Iterator[pa.Table]:
+        """Yield so many rows each time, and in the end what is left, in the order of image_id."""
         rows = _rows_in_order(self.uri, self.files)
-        return recut((_of_split(some, self.split) for some in rows), num_rows)
+        return recut((_of_split(some, self.split) for some in rows), sizes)
 
 
 def open_manifest(uri: str, split: str | None = None) -> StoredManifest:
@@ -153,20 +153,21 @@ def _fingerprint(tables: Iterable[pa.Table], classes: list[ImageClass]) -> str:
     sink = _Hash()
     plain = schema.with_classes(schema.MANIFEST, classes)
     with pa.ipc.new_stream(pa.PythonFile(sink, "w"), plain) as writer:
-        for rows in recut(tables, _BATCH_ROWS):
+        for rows in recut(tables, repeat(_BATCH_ROWS)):
             writer.write_table(rows.combine_chunks().cast(plain))
     return sink.sha256.hexdigest()[:16]
 
 
-def recut(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
-    """Yield the same rows, so many at a time."""
-    waiting: list[pa.Table] = []
+def recut(tables: Iterable[pa.Table], sizes: Iterable[int]) -> Iterator[pa.Table]:
+    """Yield the same rows in tables of these sizes, without end, and at last what is left."""
+    following = iter(sizes)
+    waiting, size = list[pa.Table](), next(following)
     for table in tables:
         waiting.append(table)
-        while sum(map(len, waiting)) >= num_rows:
+        while sum(map(len, waiting)) >= size:
             joined = pa.concat_tables(waiting)
-            yield joined.slice(0, num_rows)
-            waiting = [joined.slice(num_rows)]
+            yield joined.slice(0, size)
+            waiting, size = [joined.slice(size)], next(following)
     if sum(map(len, waiting)):
         yield pa.concat_tables(waiting)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from cropscore_ray import schema, shards, storage
-from cropscore_ray.parts import BulkRun, from_row, summary
+from cropscore_ray.parts import BulkRun, from_row, summary, with_images
 from cropscore_ray.shards import Member
 
 PACKED, LEFT = schema.OK, "left_where_it_was"
@@ -30,11 +30,14 @@ def pack_part(block: pa.Table, run: BulkRun) -> pa.Table:
     number, table = from_row(block)
     archive_uri = storage.join(shards_uri(run.folder.uri), f"shard-{number:07d}.tar")
     rows = table.to_pylist()
-    archive = io.BytesIO()
+    archive, reached = io.BytesIO(), True
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for row in rows:
-            if row["fetch_status"] is None:
-                row["image_uri"] = _add(tar, archive_uri, row, run)
+        for some, fetched in with_images(number, rows):
+            for row, one in zip(some, fetched, strict=True):
+                if isinstance(one, bytes):
+                    row["image_uri"] = _add(tar, archive_uri, row, one, run)
+                else:
+                    reached &= one.status not in schema.UNREACHED
 
     def write() -> None:
         run.folder.held.require()
@@ -44,7 +47,6 @@ def pack_part(block: pa.Table, run: BulkRun) -> pa.Table:
     columns = [{name: row[name] for name in schema.MANIFEST.names} for row in rows]
     full = schema.with_classes(schema.MANIFEST, run.manifest.classes)
     packed = schema.rows_to_table(columns, full)
-    reached = all(row["fetch_status"] not in schema.UNREACHED for row in rows)
     run.folder.write_part(number, packed, reached=reached)
     return summary(packed, packed_by_status(packed, run.folder.uri))
 
@@ -56,17 +58,19 @@ def packed_by_status(rows: pa.Table, folder_uri: str) -> dict[str, int]:
     return {status: count for status, count in counts.items() if count}
 
 
-def _add(tar: tarfile.TarFile, archive_uri: str, row: dict[str, Any], run: BulkRun) -> str:
+def _add(
+    tar: tarfile.TarFile, archive_uri: str, row: dict[str, Any], data: bytes, run: BulkRun
+) -> str:
     """Add an image and its class; return the image's new URI."""
     where = shards.parse(row["image_uri"])
     old_name = where.name if isinstance(where, Member) else row["image_uri"]
     extension = PurePosixPath(old_name).suffix.lower()[:_LONGEST] or ".jpg"
     key = f"{row['image_id']:012d}"
     start = tar.offset + _HEADER
-    _add_file(tar, key + extension, row["data"])
+    _add_file(tar, key + extension, data)
     if row["class_index"] is not None:
         _add_file(tar, f"{key}.cls", run.manifest.classes[row["class_index"]].id.encode())
-    return Member(archive_uri, start, len(row["data"]), key + extension).uri
+    return Member(archive_uri, start, len(data), key + extension).uri
 
 
 def _add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -9,14 +9,14 @@ Nothing here needs torch, which takes seconds to import: fetching has processes 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile, zip_longest
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cropscore_ray import fetch, schema, storage
+from cropscore_ray import cut, fetch, schema, storage
 from cropscore_ray.errors import ImageError, StorageError
 from cropscore_ray.fetch import Fetched
 from cropscore_ray.listing import GrowingManifest
@@ -41,8 +41,13 @@ class BulkRun:
 
     command: str
     manifest: StoredManifest | GrowingManifest
-    part_images: int
+    part_images: int | None
+    """As `cut.sizes` takes it."""
     folder: RunFolder
+
+    def parts(self) -> Iterator[pa.Table]:
+        """Yield each part's rows of the manifest."""
+        return self.manifest.batches(cut.sizes(self.part_images))
 
 
 def as_row(number: int, rows: pa.Table) -> pa.Table:
@@ -74,14 +79,14 @@ def plan_parts(_: pa.Table, run: BulkRun, done: frozenset[int]) -> Iterator[pa.T
 
 def _parts(run: BulkRun) -> Iterator[pa.Table]:
     """Yield each part's rows; where the store was away, the manifest is read once more."""
-    parts, num_found = run.manifest.batches(run.part_images), 0
+    parts, num_found = run.parts(), 0
 
     def next_part() -> pa.Table | None:
         nonlocal parts
         try:
             return next(parts, None)
         except (StorageError, OSError):
-            parts = islice(run.manifest.batches(run.part_images), num_found, None)
+            parts = islice(run.parts(), num_found, None)
             raise
 
     while (rows := storage.persistently(run.manifest.uri, next_part)) is not None:
@@ -90,12 +95,15 @@ def _parts(run: BulkRun) -> Iterator[pa.Table]:
 
 
 def fetch_part(block: pa.Table) -> pa.Table:
-    """Return a part's rows with their images' bytes, or why there are none."""
+    """Return a part's rows with their images' bytes, or why there are none.
+
+    Rows whose images are too much to travel with the others have neither (`with_images`).
+    """
     number, table = from_row(block)
     rows = table.to_pylist()
-    fetched = fetch.fetch_images(row["image_uri"] for row in rows)
+    fetched = fetch.fetch_group([row["image_uri"] for row in rows])
     _require_an_answer(number, fetched, rows)
-    for row, one in zip(rows, fetched, strict=True):
+    for row, one in zip_longest(rows, fetched):
         error = one if isinstance(one, ImageError) else None
         row |= {
             "data": None if error else one,
@@ -105,9 +113,35 @@ def fetch_part(block: pa.Table) -> pa.Table:
     return as_row(number, pa.Table.from_pylist(rows, schema=_FETCHED))
 
 
+def with_images(number: int, rows: list[Row]) -> Iterator[tuple[list[Row], list[Fetched]]]:
+    """Yield a fetched part's rows and their images, group by group.
+
+    First those that travelled with it, then those that were too much for that, which are fetched
+    while the group before is in use.
+    """
+    carried = list(takewhile(_has_travelled, rows))
+    yield carried, [_carried(row) for row in carried]
+    left = rows[len(carried) :]
+    for fetched in fetch.fetch_ahead([row["image_uri"] for row in left]):
+        some, left = left[: len(fetched)], left[len(fetched) :]
+        _require_an_answer(number, fetched, some)
+        yield some, fetched
+
+
+def _has_travelled(row: Row) -> bool:
+    return row["data"] is not None or row["fetch_status"] is not None
+
+
+def _carried(row: Row) -> Fetched:
+    if row["fetch_status"] is not None:
+        return ImageError(row["fetch_status"], row["fetch_error"])
+    data: bytes = row["data"]
+    return data
+
+
 def _require_an_answer(number: int, fetched: list[Fetched], rows: list[Row]) -> None:
-    """Raise StorageError if a store answered for no image of a part: that is no image's fault."""
-    for row, one in zip(rows, fetched, strict=True):
+    """Raise StorageError if a store answered for none of some images: that is no image's fault."""
+    for row, one in zip(rows, fetched, strict=False):
         answered = not isinstance(one, ImageError) or one.status not in schema.UNREACHED
         if answered or not storage.is_remote(row["image_uri"]):
             return

@@ -21,7 +21,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.exceptions import RayError
 
-from cropscore_ray import runtime, storage
+from cropscore_ray import cut, runtime, storage
 from cropscore_ray.attempts import Attempts
 from cropscore_ray.errors import CropscoreError, StorageError
 from cropscore_ray.packing import pack_part
@@ -94,17 +94,15 @@ def run_parts(
         RunConflictError: another run took the folder over.
     """
     done, num_left = frozenset(run.folder.written_parts() - run.folder.unreached), None
-    num_before, num_images = len(done) * run.part_images, run.manifest.num_images
+    num_images = run.manifest.num_images
     if num_images is not None:
-        num_parts = _num_parts(run, num_images)
+        num_parts = cut.num_parts(run.part_images, num_images)
         done = frozenset(number for number in done if number < num_parts)
         num_left = num_parts - len(done)
-        missing_in_last = num_parts * run.part_images - num_images
-        num_before = len(done) * run.part_images - missing_in_last * (num_parts - 1 in done)
     tally = Tally(
         folder=run.folder,
         ask_num_images=lambda: run.manifest.num_images,
-        num_before=num_before,
+        num_before=cut.images_in(done, run.part_images, num_images),
         shows=[progress] if progress else [],
     )
     uncounted = [run.folder.part_uri(number) for number in done]
@@ -123,10 +121,6 @@ def run_parts(
         beside.join()
     _complete(run, uncounted, count, tally)
     logger.info("%s: %.2f images/s", run.command, tally.rate())
-
-
-def _num_parts(run: BulkRun, num_images: int) -> int:
-    return -(-num_images // run.part_images)
 
 
 def _do_parts(
@@ -231,7 +225,7 @@ def _complete(run: BulkRun, uncounted: list[str], count: Count, tally: Tally) ->
         ) from error
     num_images = storage.persistently(run.manifest.uri, lambda: run.manifest.num_images)
     assert num_images is not None, "all parts are done, so all images were listed"
-    num_parts, num_counted = _num_parts(run, num_images), tally.by_status.total()
+    num_parts, num_counted = cut.num_parts(run.part_images, num_images), tally.by_status.total()
     written = storage.persistently(run.folder.uri, run.folder.written_parts)
     num_written = sum(number < num_parts for number in written)
     if (num_written, num_counted) != (num_parts, num_images):

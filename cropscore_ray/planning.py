@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cropscore_ray import storage
+from cropscore_ray import cut, storage
 from cropscore_ray.errors import DataError
 
 RUNS = 41
@@ -35,12 +35,18 @@ class Work:
     """What is to be done."""
 
     num_images: int
-    part_images: int = 64
+    part_images: int | None = None
+    """As `cut.sizes` takes it."""
     images_per_read: float = 1.0
     """1 for files; more where images lie side by side in archives."""
     rows_per_image: int = 6
     bytes_per_row: int = 40
     """Of predictions: 38 were measured in a part of 64 images (660 of a row of 140 scores)."""
+
+    @property
+    def num_parts(self) -> int:
+        """Files of the result."""
+        return cut.num_parts(self.part_images, self.num_images)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +65,7 @@ def simulate(work: Work, cluster: Cluster, rng: np.random.Generator) -> Simulate
     Losses are independent of one another and of what went before. A lost worker's part is done
     again from its beginning; the loss falls anywhere in it.
     """
-    part_s = work.part_images / cluster.images_per_s
+    part_s = work.num_images / work.num_parts / cluster.images_per_s
     todo_s = work.num_images / cluster.images_per_s
     loss_rate = cluster.losses_per_hour / 3600
     now_s = up_s = again_s = 0.0
@@ -97,8 +103,7 @@ def plan(work: Work, cluster: Cluster, *, seed: int = 0) -> dict[str, Any]:
     """
     rng = np.random.default_rng(seed)
     runs = [simulate(work, cluster, rng) for _ in range(RUNS if cluster.losses_per_hour else 1)]
-    num_parts = -(-work.num_images // work.part_images)
-    gets, puts = work.num_images / work.images_per_read, num_parts
+    gets, puts = work.num_images / work.images_per_read, work.num_parts
     result_bytes = work.num_images * work.rows_per_image * work.bytes_per_row
     worker_hours = statistics.median(run.worker_hours for run in runs)
     price = cluster.price_per_hour
@@ -121,7 +126,7 @@ def plan(work: Work, cluster: Cluster, *, seed: int = 0) -> dict[str, Any]:
             "storage_month": result_bytes / 1e9 * S3_PRICES["storage_gb_month"],
         },
         "requests": {"gets": gets, "puts": puts},
-        "result": {"files": num_parts, "bytes": result_bytes},
+        "result": {"files": puts, "bytes": result_bytes},
     }
 
 

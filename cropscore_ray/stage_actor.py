@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from cropscore_ray.bundle import Bundle, load_bundle
 from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.errors import ImageError
 from cropscore_ray.fetch import Fetched
-from cropscore_ray.parts import Row, from_row, images_by_status, summary
+from cropscore_ray.parts import Row, from_row, images_by_status, summary, with_images
 from cropscore_ray.pool import Pool
 from cropscore_ray.run_folder import RunFolder
 from cropscore_ray.runtime import Handle
@@ -103,34 +104,33 @@ class StageActor:
             index = row["class_index"]
             row["class_index"] = None if index is None else self.class_map[index]
         attempt: Attempt = runtime.ask(self.attempts.begin, number)
-        fetched = [_fetched(row, attempt) for row in rows]
-        found = None if attempt.one_by_one else self._together(rows, fetched)
+        found = None if attempt.one_by_one else self._together(number, rows, attempt)
         if found is None:
-            found = list(self._counted(self._one_by_one(number, rows, fetched), len(rows)))
+            found = list(self._counted(self._one_by_one(number, rows, attempt), len(rows)))
         runtime.ask(self.attempts.end, number)
         table = schema.rows_to_table(found, self.stage.schema)
         self._tell(0, busy=True)
         return table
 
-    def _together(self, rows: list[Row], fetched: list[Fetched]) -> list[Row] | None:
+    def _together(self, number: int, rows: list[Row], attempt: Attempt) -> list[Row] | None:
         """Return the rows of all images, or None if they do not fit into memory together."""
         from cropscore_ray.inference import is_out_of_memory
 
         try:
-            return list(self._counted(self.stage.by_image(rows, fetched), len(rows)))
+            groups = (self.stage.by_image(*some) for some in _groups(number, rows, attempt))
+            return list(self._counted(chain.from_iterable(groups), len(rows)))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             logger.warning("out of memory, so image by image: %s", error)
             return None
 
-    def _one_by_one(
-        self, number: int, rows: list[Row], fetched: list[Fetched]
-    ) -> Iterator[list[Row]]:
+    def _one_by_one(self, number: int, rows: list[Row], attempt: Attempt) -> Iterator[list[Row]]:
         """Yield each image's rows, after telling that it is next: it may be the last thing told."""
-        for row, one in zip(rows, fetched, strict=True):
-            runtime.ask(self.attempts.at, number, row["image_id"])
-            yield from self.stage.by_image([row], [one])
+        for some, fetched in _groups(number, rows, attempt):
+            for row, one in zip(some, fetched, strict=True):
+                runtime.ask(self.attempts.at, number, row["image_id"])
+                yield from self.stage.by_image([row], [one])
 
     def _counted(self, images: Iterator[list[Row]], num_images: int) -> Iterator[Row]:
         """Yield the rows of the images, and tell now and then how many images they are."""
@@ -148,10 +148,13 @@ class StageActor:
         self.telemetry.worked(num_images, busy_s=busy_s, idle_s=idle_s)
 
 
-def _fetched(row: Row, attempt: Attempt) -> Fetched:
-    if row["image_id"] in attempt.crashed:
-        return ImageError("crashed", f"{row['image_uri']}: its process died at it, twice")
-    if row["fetch_status"] is not None:
-        return ImageError(row["fetch_status"], row["fetch_error"])
-    data: bytes = row["data"]
-    return data
+def _groups(
+    number: int, rows: list[Row], attempt: Attempt
+) -> Iterator[tuple[list[Row], list[Fetched]]]:
+    """Yield rows and their images, but for images at which processes died."""
+    for some, fetched in with_images(number, rows):
+        for i, row in enumerate(some):
+            if row["image_id"] in attempt.crashed:
+                reason = f"{row['image_uri']}: its process died at it, twice"
+                fetched[i] = ImageError("crashed", reason)
+        yield some, fetched

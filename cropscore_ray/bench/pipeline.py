@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from cropscore_ray import fetch, pipeline, run_folder, schema, storage
+from cropscore_ray import cut, fetch, pipeline, run_folder, schema, storage
 from cropscore_ray.bench.measuring import Measured
 from cropscore_ray.bench.scorer import photos
 from cropscore_ray.bundle import Bundle, load_bundle
@@ -36,7 +36,6 @@ from cropscore_ray.shards import Member
 from cropscore_ray.stage_actor import Scoring
 
 SHARD_IMAGES = 1000
-PART_IMAGES = 64
 _SIDE_PX = 64
 _SEED = 14
 _HEADER = tarfile.BLOCKSIZE
@@ -156,7 +155,7 @@ class Way:
         """Do it in this process, a part after the other: fetched, scored, written."""
         folder = self._folder(out)
         stage = self.stage(load_bundle(self.model_uri), self.config)
-        parts = open_manifest(self.manifest_uri).batches(self.config.part_images)
+        parts = open_manifest(self.manifest_uri).batches(cut.sizes(self.config.part_images))
         for number, some in enumerate(parts):
             rows = some.to_pylist()
             found = stage(rows, fetch.fetch_images(row["image_uri"] for row in rows))
@@ -253,7 +252,7 @@ def run_round(
         found[f"start, {mode}"] = seconds - number / found[f"pipeline, {mode}"]
         _forget(on_ray, bare)
     for number in size.shards:
-        config = LocalizeConfig(classes="label", part_images=PART_IMAGES)
+        config = LocalizeConfig(classes="label")
         manifest_uri, out = shard_manifest(folder, number), str(folder / "returns")
         way = Way(manifest_uri=manifest_uri, model_uri=model_uri, config=config, stage=Returns)
         with watched() as memory:

@@ -31,7 +31,7 @@ import click
     show_default=True,
     help="Seconds until another worker works.",
 )
-@click.option("--part-images", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--part-images", type=click.IntRange(1), help="As of `localize`.")
 @click.option(
     "--images-per-read",
     type=click.FloatRange(1),
@@ -49,7 +49,7 @@ def plan(
     price: float | None,
     losses: float,
     replaced_after: float,
-    part_images: int,
+    part_images: int | None,
     images_per_read: float,
     as_json: bool,
 ) -> None:

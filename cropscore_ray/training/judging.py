@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from cropscore_ray.training.dataset import LabelledImages
 from cropscore_ray.training.sgd import State, Worker
 from cropscore_ray.training.shares import labelled_images, sized, unit_boxes
 
-_AT_ONCE = 64  # images fetched together
 _CAM_IMAGES = 300  # enough to choose one threshold of a coarse grid
 
 logger = logging.getLogger(__name__)
@@ -96,17 +96,15 @@ def _readable(uris: list[str], told: Told) -> Iterator[tuple[int, Pixels | Tenso
     Raises:
         StorageError: the storage does not answer.
     """
-    for first in range(0, len(uris), _AT_ONCE):
-        decoded = decode_ahead(
-            fetch.fetch_images(uris[first : first + _AT_ONCE]),
-            group=1,
-            max_megapixels=MAX_MEGAPIXELS,
-            device=torch.device("cpu"),
-        )
-        for i, [pixels] in enumerate(decoded, first):
-            if isinstance(pixels, ImageError):
-                fetch.require_answer(pixels)
-                logger.warning("left out: %s (%s)", pixels, pixels.status)
-            else:
-                yield i, pixels
-            told(i + 1, len(uris), str)
+    cpu = torch.device("cpu")
+    decoded = chain.from_iterable(
+        decode_ahead(fetched, group=1, max_megapixels=MAX_MEGAPIXELS, device=cpu)
+        for fetched in fetch.fetch_ahead(uris)
+    )
+    for i, [pixels] in enumerate(decoded):
+        if isinstance(pixels, ImageError):
+            fetch.require_answer(pixels)
+            logger.warning("left out: %s (%s)", pixels, pixels.status)
+        else:
+            yield i, pixels
+        told(i + 1, len(uris), str)

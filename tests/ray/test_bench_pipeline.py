@@ -72,7 +72,7 @@ def test_the_bare_loop_and_the_run_on_ray_write_the_same(tmp_path: Path) -> None
 @pytest.mark.timeout(3600)
 def test_the_drivers_memory_does_not_grow_with_the_manifest(tmp_path: Path) -> None:
     bundle = scorer_bench.random_bundle(str(tmp_path / "model"))
-    config = LocalizeConfig(classes="label", part_images=2000)
+    config = LocalizeConfig(classes="label")
     peaks = []
     for number in (10_000, 1_000_000):
         with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # its memory is not counted

@@ -115,6 +115,6 @@ def test_an_image_that_the_storage_gave_no_answer_for_is_no_error_of_a_network(
     made: tuple[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = ImageError("throttled", "slow down")
-    monkeypatch.setattr(classification, "fetch_images", lambda uris: [away] * len(uris))
+    monkeypatch.setattr(classification, "fetch_ahead", lambda uris: [[away] * len(uris)])
     with pytest.raises(StorageError, match="an image is throttled: slow down"):
         list(classification._groups(CropScorer(made[1]), ["a.jpg"], [0]))

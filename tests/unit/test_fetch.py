@@ -263,6 +263,44 @@ def test_no_uris_are_no_images() -> None:
     assert fetch_images([]) == []
 
 
+@pytest.mark.parametrize(
+    ("bytes_each", "sizes"),
+    [
+        (0, [300]),  # nothing has any bytes: all together
+        (5, [200, 100]),
+        (10, [100, 100, 100]),  # the first 64 have 640 bytes, so 36 more fit
+        (12, [83, 83, 83, 51]),
+        (13, [64, 64, 64, 64, 44]),  # 12 more would fit, which is not worth the while
+        (50, [64, 64, 64, 64, 44]),
+    ],
+)
+def test_groups_have_as_many_images_as_bytes_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_each: int, sizes: list[int]
+) -> None:
+    uris = [str(tmp_path / f"{i}.jpg") for i in range(300)]
+    for i, uri in enumerate(uris):
+        Path(uri).write_bytes(b"%03d" % i * (bytes_each > 0) + b"." * (bytes_each - 3))
+    monkeypatch.setattr(fetch, "_GROUP_BYTES", 1000)
+    groups = list(fetch.fetch_ahead(uris))
+    assert [len(group) for group in groups] == sizes
+    assert [one for group in groups for one in group] == fetch_images(uris)
+
+
+def test_the_next_group_is_fetched_while_one_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Semaphore(0)
+
+    def group(uris: list[str]) -> list[bytes]:
+        asked.release()
+        return [uri.encode() for uri in uris[:1]]
+
+    monkeypatch.setattr(fetch, "fetch_group", group)
+    groups = fetch.fetch_ahead(["a", "b"])
+    assert next(groups) == [b"a"]
+    assert asked.acquire(timeout=20)
+    assert asked.acquire(timeout=20)  # for b, before it is wanted
+    assert list(groups) == [[b"b"]]
+
+
 def test_many_are_fetched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     meeting = threading.Barrier(fetch.s3.CONNECTIONS, timeout=20)
 

@@ -38,7 +38,7 @@ def list_to_the_end(manifest: GrowingManifest) -> None:
     lister = Lister(manifest)
     lister.start()
     lister.has_images.wait(WAIT_S)
-    for _ in manifest.batches(100):
+    for _ in manifest.batches(itertools.repeat(100)):
         pass
 
 
@@ -86,7 +86,7 @@ def test_work_begins_before_the_listing_ends(
     monkeypatch.setattr(storage, "iter_files", slow)
     lister = Lister(manifest)
     lister.start()
-    batches = manifest.batches(2)
+    batches = manifest.batches(itertools.repeat(2))
     assert next(batches)["image_id"].to_pylist() == [0, 1]
     assert manifest.num_images is None
     go_on.set()

@@ -1,10 +1,11 @@
 """A part of a packed set, written in a plain process."""
 
+from itertools import repeat
 from pathlib import Path
 
 import pytest
 
-from cropscore_ray import packing, run_folder
+from cropscore_ray import fetch, packing, run_folder
 from cropscore_ray.datasets import index_source
 from cropscore_ray.errors import RunConflictError
 from cropscore_ray.lock import Held
@@ -31,16 +32,29 @@ def run(tmp_path: Path) -> BulkRun:
 
 
 def pack(run: BulkRun) -> None:
-    [rows] = run.manifest.batches(3)
+    [rows] = run.manifest.batches(repeat(3))
     packing.pack_part(fetch_part(as_row(0, rows)), run)
 
 
 def test_images_of_any_name_go_into_an_archive(run: BulkRun) -> None:
     pack(run)
     packed = open_manifest(run.folder.table_uri)
-    [rows] = packed.batches(3)
+    [rows] = packed.batches(repeat(3))
     [archive] = Path(run.folder.uri, "shards").iterdir()
     assert all(uri.startswith(f"{archive}#") for uri in rows["image_uri"].to_pylist())
+
+
+def test_images_that_are_too_much_to_travel_together_are_packed_too(
+    run: BulkRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(run)
+    [archive] = Path(run.folder.uri, "shards").iterdir()
+    together = archive.read_bytes()
+    archive.unlink()
+    monkeypatch.setattr(fetch, "_FIRST", 1)
+    monkeypatch.setattr(fetch, "_GROUP_BYTES", 1)
+    pack(run)
+    assert archive.read_bytes() == together
 
 
 def test_a_run_that_lost_its_lock_writes_no_archive(

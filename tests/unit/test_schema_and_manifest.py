@@ -1,5 +1,6 @@
 """The tables' contract, and the manifest."""
 
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,7 @@ def test_a_stored_manifest_has_the_rows_of_one_in_memory(
     assert found.classes == whole.classes
     assert found.num_images == len(whole.table)
     for size in (1, 3, 100):
-        batches = list(found.batches(size))
+        batches = list(found.batches(repeat(size)))
         assert pa.concat_tables(batches).to_pylist() == whole.table.to_pylist()
         assert [len(one) for one in batches[:-1]] == [size] * (len(batches) - 1)
 

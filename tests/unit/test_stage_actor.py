@@ -116,11 +116,28 @@ class Narrow:
             raise self.error
 
 
-def a_part(folder: run_folder.RunFolder, error: RuntimeError) -> pa.Table:
-    """Have an actor without room for it score a part of three images; return what it wrote."""
+class Reads:
+    """A stage whose rows tell what an image's bytes are, or why there are none."""
+
+    schema = pa.schema(
+        [("image_id", pa.int64()), ("status", pa.string()), ("found", pa.large_binary())]
+    )
+
+    def by_image(self, rows: list[Row], fetched: list[Fetched]) -> Iterator[list[Row]]:
+        for row, one in zip(rows, fetched, strict=True):
+            known = {"image_id": row["image_id"], "status": "ok", "found": one}
+            yield [
+                known | ({} if isinstance(one, bytes) else {"status": one.status, "found": None})
+            ]
+
+
+def a_part(
+    folder: run_folder.RunFolder, stage: Any, rows: list[Row], attempts: Attempts
+) -> pa.Table:
+    """Have an actor with a stage score a part; return what it wrote."""
     actor = StageActor(
         Scoring(
-            stage=lambda bundle, config, device: Narrow(error),  # type: ignore[return-value, arg-type]
+            stage=lambda bundle, config, device: stage,
             model_uri=random_model(f"{folder.uri}/model").uri,
             config=LocalizeConfig(),
             class_map=[],
@@ -128,13 +145,16 @@ def a_part(folder: run_folder.RunFolder, error: RuntimeError) -> pa.Table:
         folder,
         Pool(num_now=1, most=1, num_gpus=0, num_cpus=1),
         queue=None,
-        attempts=Attempts(),
+        attempts=attempts,
     )
-    rows = [
-        {"image_id": i, "class_index": None, "data": b"", "fetch_status": None} for i in (7, 8, 9)
-    ]
     actor(as_row(0, pa.Table.from_pylist(rows)))
     return storage.read_table(folder.part_uri(0))
+
+
+def three_images() -> list[Row]:
+    return [
+        {"image_id": i, "class_index": None, "data": b"", "fetch_status": None} for i in (7, 8, 9)
+    ]
 
 
 @pytest.fixture
@@ -152,10 +172,38 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run_folder.RunFol
 def test_images_that_do_not_fit_into_memory_together_are_taken_one_by_one(
     folder: run_folder.RunFolder,
 ) -> None:
-    rows = a_part(folder, torch.OutOfMemoryError("CUDA out of memory"))
+    narrow = Narrow(torch.OutOfMemoryError("CUDA out of memory"))
+    rows = a_part(folder, narrow, three_images(), Attempts())
     assert rows["image_id"].to_pylist() == [7, 8, 9]
 
 
 def test_another_error_of_a_stage_is_not_tried_again(folder: run_folder.RunFolder) -> None:
     with pytest.raises(RuntimeError, match="shapes differ"):
-        a_part(folder, RuntimeError("shapes differ"))
+        a_part(folder, Narrow(RuntimeError("shapes differ")), three_images(), Attempts())
+
+
+@pytest.mark.parametrize("num_deaths", [0, 2, 4])
+def test_images_that_did_not_travel_with_their_part_are_fetched(
+    folder: run_folder.RunFolder, tmp_path: Path, num_deaths: int
+) -> None:
+    """After two deaths one by one; after two more of them at an image, that one is spared."""
+    left = {"data": None, "fetch_status": None, "fetch_error": None}
+    rows: list[Row] = [
+        {"image_id": 1, **left, "data": b"one"},
+        {"image_id": 2, "data": None, "fetch_status": "denied", "fetch_error": "not for you"},
+        *({"image_id": i, **left} for i in (3, 4, 5)),
+    ]
+    for row in rows:
+        row |= {"class_index": None, "image_uri": f"{tmp_path}/{row['image_id']}.jpg"}
+    for i in (3, 5):
+        (tmp_path / f"{i}.jpg").write_bytes(b"%d" % i)
+    attempts = Attempts()
+    for _ in range(num_deaths):
+        if attempts.begin(0).one_by_one:
+            attempts.at(0, 5)
+    found = a_part(folder, Reads(), rows, attempts)
+    assert found["image_id"].to_pylist() == [1, 2, 3, 4, 5]
+    last = "crashed" if num_deaths == 4 else "ok"
+    assert found["status"].to_pylist() == ["ok", "denied", "ok", "missing", last]
+    images = [b"one", None, b"3", None, None if num_deaths == 4 else b"5"]
+    assert found["found"].to_pylist() == images

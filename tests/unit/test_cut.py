@@ -1,0 +1,70 @@
+"""How many images a part has: by hand, and against parts that are really cut."""
+
+from itertools import accumulate, islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cropscore_ray import cut
+
+NUMBERS = st.integers(0, 3_000_000)
+PART_IMAGES = st.none() | st.integers(50, 5000)
+
+
+def cut_one_by_one(part_images: int | None, num_images: int) -> list[int]:
+    """Return the size of each part, by taking one after the other from what is left."""
+    found = []
+    for size in cut.sizes(part_images):
+        if num_images <= 0:
+            return found
+        found.append(min(size, num_images))
+        num_images -= size
+    raise AssertionError("sizes end")
+
+
+def test_sizes_by_hand() -> None:
+    assert list(islice(cut.sizes(7), 3)) == [7, 7, 7]
+    sizes = list(islice(cut.sizes(None), 6000))
+    doubled = [n for n in range(1, 6000) if sizes[n] != sizes[n - 1]]
+    assert doubled == [1024, 2048, 3072, 4096]
+    assert [sizes[n] for n in (0, *doubled, 5999)] == [64, 128, 256, 512, 1024, 1024]
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_parts"),
+    [(0, 0), (1, 1), (64, 1), (65, 2), (65_536, 1024), (65_537, 1025), (65_665, 1026)],
+)
+def test_numbers_of_parts_by_hand(num_images: int, num_parts: int) -> None:
+    assert cut.num_parts(None, num_images) == num_parts
+
+
+def test_a_hundred_million_images_are_a_hundred_thousand_parts() -> None:
+    assert cut.num_parts(None, 10**6) == 4113
+    assert cut.num_parts(None, 10**8) == 100_793
+
+
+def test_a_later_part_is_a_small_share_of_what_is_before_it() -> None:
+    sizes = list(islice(cut.sizes(None), 20_000))
+    before = list(accumulate(sizes, initial=0))
+    assert all(512 * sizes[n] <= before[n] for n in range(1024, 20_000))
+
+
+@given(PART_IMAGES, NUMBERS)
+def test_all_parts_have_all_images(part_images: int | None, num_images: int) -> None:
+    parts = cut_one_by_one(part_images, num_images)
+    assert cut.num_parts(part_images, num_images) == len(parts)
+    everything = set(range(len(parts)))
+    assert cut.images_in(everything, part_images, num_images) == num_images
+
+
+@given(PART_IMAGES, NUMBERS, st.sets(st.integers(0, 5000)))
+def test_some_parts_have_their_images(
+    part_images: int | None, num_images: int, some: set[int]
+) -> None:
+    parts = cut_one_by_one(part_images, num_images)
+    some = {number for number in some if number < len(parts)}
+    found = cut.images_in(some, part_images, num_images)
+    assert found == sum(parts[number] for number in some)
+    last_is_full = cut.images_in(some, part_images, None)
+    assert found <= last_is_full < found + (part_images or cut.LARGEST)
