@@ -334,8 +334,8 @@ class LocalizeConfig:
     top_k: int = 5
     """Predicted classes an image."""
     part_images: int | None = None
-    """Images a part: one file, and what a lost worker does again at most; None: 64, and more in
-    large runs (cut.sizes)."""
+    """Images a part: one file, and what a lost worker does again, once or twice; None: 64, and
+    more in large runs (cut.sizes)."""
     max_megapixels: float = MAX_MEGAPIXELS
     """Larger images are not decoded (status too_large)."""
 

@@ -1,36 +1,44 @@
 """How a run's images are cut into parts: how many each part has.
 
 A part costs the command that runs some kilobytes to the run's end, a twentieth of a second, and a
-file; what a lost worker does again is at most a part. So parts are small as long as they are
-few, and grow with the run.
+file; what a lost worker does again is a part or two. So parts are small as long as they are few,
+and grow with the run.
 """
 
 from collections.abc import Iterator, Set
 from itertools import count, repeat
 
-SMALLEST, LARGEST = 64, 1024
-_SAME = 1024  # parts of one size, before they double
+# Whoever changes these changes the parts of runs that are not complete.
+SMALLEST, LARGEST = 64, 256
+_PARTS_OF_A_SIZE = 1024
 
 
 def sizes(part_images: int | None) -> Iterator[int]:
-    """Yield the number of images of each part of a run without end.
+    """Yield, without end, the number of images of each part.
 
-    Without a number: 64 in each of the first 1,024 parts, and twice as many in each following
-    1,024, up to 1,024 images. So each later part is at most a 512th of the images before it, a
-    million images are 4,113 parts, and a hundred million 100,793.
+    Without a number: 64 in each of the first 1,024 parts, 128 in the next 1,024, then 256. A
+    million images are 5,187 parts, a hundred million 391,905.
     """
     if part_images is not None:
         yield from repeat(part_images)
     for doublings in count():
-        yield from repeat(min(SMALLEST << doublings, LARGEST), _SAME)
+        yield from repeat(min(SMALLEST << doublings, LARGEST), _PARTS_OF_A_SIZE)
+
+
+def parts_by_size(part_images: int | None, num_images: int) -> Iterator[tuple[int, int]]:
+    """Yield the sizes that a run's parts have, and how many have each; the last may have fewer."""
+    size, left = part_images or SMALLEST, num_images
+    while left > 0:
+        number = -(-left // size)  # rounded up
+        if part_images is None and size < LARGEST:
+            number = min(number, _PARTS_OF_A_SIZE)
+        yield size, number
+        left, size = left - number * size, 2 * size
 
 
 def num_parts(part_images: int | None, num_images: int) -> int:
     """Return how many parts a run of so many images has."""
-    size, found, left = part_images or SMALLEST, 0, num_images
-    while part_images is None and size < LARGEST and left > size * _SAME:
-        found, left, size = found + _SAME, left - size * _SAME, 2 * size
-    return found - -left // size
+    return sum(number for _, number in parts_by_size(part_images, num_images))
 
 
 def images_in(parts: Set[int], part_images: int | None, num_images: int | None) -> int:

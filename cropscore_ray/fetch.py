@@ -21,9 +21,10 @@ Fetched = bytes | ImageError
 _Found = dict[str, Fetched]
 
 LARGEST_BYTES = 512 * 2**20
-"""No image of 100 megapixels has more, and dozens of files are in memory at once."""
-_GROUP_BYTES = 128 * 2**20
-_FIRST, _FEWEST = 64, 16  # images
+"""No image of 100 megapixels has more, and dozens of files and more are in memory at once."""
+_GROUP_BYTES = 32 * 2**20
+_FIRST = 64  # images of a group
+_FEWEST = 16  # for which a group is not yet full
 
 _STATUSES = {
     errno.ENOENT: "missing",
@@ -49,30 +50,44 @@ def fetch_images(uris: Iterable[str]) -> list[Fetched]:
 
 
 def fetch_group(uris: list[str]) -> list[Fetched]:
-    """Return what `fetch_images` does of the first URIs: of as many as have 128 MiB, or of all.
+    """Return what `fetch_images` does of the first URIs: of as many as have 32 MiB, or of all.
 
-    What an image has, nobody knows before; but 64 tell what the next may have. So groups have 64
-    images or more, if there are any.
+    What an image has, nobody knows before; but 64 tell what the next may have, and those what as
+    many again may have. So a group has 64 images or more, if there are any. It ends where the
+    store gave no answer for any image.
     """
     found = fetch_images(uris[:_FIRST])
-    while len(found) < len(uris):
+    while len(found) < len(uris) and not all(map(_is_unanswered, found)):
         num_bytes = sum(len(one) for one in found if isinstance(one, bytes))
         fits = (_GROUP_BYTES - num_bytes) * len(found) // max(1, num_bytes)
         if fits < _FEWEST:
             break
-        found += fetch_images(uris[len(found) : len(found) + fits])
+        found += fetch_images(uris[len(found) :][: min(fits, len(found))])
     return found
 
 
-def fetch_ahead(uris: list[str]) -> Iterator[list[Fetched]]:
-    """Yield `fetch_group` after group, in order; while one is in use, the next is fetched."""
+def fetch_ahead(uris: list[str], begun: list[Fetched] | None = None) -> Iterator[list[Fetched]]:
+    """Yield `fetch_group` after group, in order; while one is in use, the next is fetched.
+
+    Not so where the store gave no answer for an image: who stops at that need not wait for more.
+
+    Args:
+        uris: of all images.
+        begun: the first group, where it is there already.
+    """
+    group = begun or fetch_group(uris)
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as ahead:
-        following = ahead.submit(fetch_group, uris)
-        while uris:
-            group = following.result()
+        while len(group) < len(uris):
             uris = uris[len(group) :]
-            following = ahead.submit(fetch_group, uris)
+            in_vain = any(map(_is_unanswered, group))
+            following = None if in_vain else ahead.submit(fetch_group, uris)
             yield group
+            group = following.result() if following else fetch_group(uris)
+    yield group
+
+
+def _is_unanswered(one: Fetched) -> bool:
+    return isinstance(one, ImageError) and one.status in schema.UNREACHED
 
 
 def fetch_image(uri: str) -> bytes:

@@ -159,7 +159,7 @@ def _fingerprint(tables: Iterable[pa.Table], classes: list[ImageClass]) -> str:
 
 
 def recut(tables: Iterable[pa.Table], sizes: Iterable[int]) -> Iterator[pa.Table]:
-    """Yield the same rows in tables of these sizes, without end, and at last what is left."""
+    """Yield the same rows in tables of the sizes, which never end; at last what is left."""
     following = iter(sizes)
     waiting, size = list[pa.Table](), next(following)
     for table in tables:

@@ -32,7 +32,7 @@ def pack_part(block: pa.Table, run: BulkRun) -> pa.Table:
     rows = table.to_pylist()
     archive, reached = io.BytesIO(), True
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for some, fetched in with_images(number, rows):
+        for some, fetched in with_images(rows):
             for row, one in zip(some, fetched, strict=True):
                 if isinstance(one, bytes):
                     row["image_uri"] = _add(tar, archive_uri, row, one, run)

@@ -9,7 +9,7 @@ Nothing here needs torch, which takes seconds to import: fetching has processes 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice, takewhile, zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from cropscore_ray.manifest import StoredManifest
 from cropscore_ray.run_folder import RunFolder
 
 Row = dict[str, Any]
+Group = tuple[list[Row], list[Fetched]]
+"""Rows of a part, and the images of each."""
 
 _FETCHED = pa.schema(
     [
@@ -113,34 +115,30 @@ def fetch_part(block: pa.Table) -> pa.Table:
     return as_row(number, pa.Table.from_pylist(rows, schema=_FETCHED))
 
 
-def with_images(number: int, rows: list[Row]) -> Iterator[tuple[list[Row], list[Fetched]]]:
+def with_images(rows: list[Row]) -> Iterator[Group]:
     """Yield a fetched part's rows and their images, group by group.
 
-    First those that travelled with it, then those that were too much for that, which are fetched
-    while the group before is in use.
+    First those that travelled with it, then those that were too much for that, each group
+    fetched while that before is in use.
     """
-    carried = list(takewhile(_has_travelled, rows))
-    yield carried, [_carried(row) for row in carried]
-    left = rows[len(carried) :]
-    for fetched in fetch.fetch_ahead([row["image_uri"] for row in left]):
-        some, left = left[: len(fetched)], left[len(fetched) :]
-        _require_an_answer(number, fetched, some)
+    travelled = [one for one in map(_travelled, rows) if one is not None]
+    for fetched in fetch.fetch_ahead([row["image_uri"] for row in rows], travelled):
+        some, rows = rows[: len(fetched)], rows[len(fetched) :]
         yield some, fetched
 
 
-def _has_travelled(row: Row) -> bool:
-    return row["data"] is not None or row["fetch_status"] is not None
-
-
-def _carried(row: Row) -> Fetched:
+def _travelled(row: Row) -> Fetched | None:
     if row["fetch_status"] is not None:
         return ImageError(row["fetch_status"], row["fetch_error"])
-    data: bytes = row["data"]
+    data: bytes | None = row["data"]
     return data
 
 
 def _require_an_answer(number: int, fetched: list[Fetched], rows: list[Row]) -> None:
-    """Raise StorageError if a store answered for none of some images: that is no image's fault."""
+    """Raise StorageError if a store answered for no image of those that travel.
+
+    That is no image's fault. Where it goes away later, the others are rows, to be done again.
+    """
     for row, one in zip(rows, fetched, strict=False):
         answered = not isinstance(one, ImageError) or one.status not in schema.UNREACHED
         if answered or not storage.is_remote(row["image_uri"]):

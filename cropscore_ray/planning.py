@@ -44,9 +44,10 @@ class Work:
     """Of predictions: 38 were measured in a part of 64 images (660 of a row of 140 scores)."""
 
     @property
-    def num_parts(self) -> int:
-        """Files of the result."""
-        return cut.num_parts(self.part_images, self.num_images)
+    def images_beside(self) -> float:
+        """Images of the part that an image is in, on average: large parts have more of them."""
+        by_size = cut.parts_by_size(self.part_images, self.num_images)
+        return sum(size * size * number for size, number in by_size) / self.num_images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +66,7 @@ def simulate(work: Work, cluster: Cluster, rng: np.random.Generator) -> Simulate
     Losses are independent of one another and of what went before. A lost worker's part is done
     again from its beginning; the loss falls anywhere in it.
     """
-    part_s = work.num_images / work.num_parts / cluster.images_per_s
+    part_s = work.images_beside / cluster.images_per_s
     todo_s = work.num_images / cluster.images_per_s
     loss_rate = cluster.losses_per_hour / 3600
     now_s = up_s = again_s = 0.0
@@ -103,7 +104,8 @@ def plan(work: Work, cluster: Cluster, *, seed: int = 0) -> dict[str, Any]:
     """
     rng = np.random.default_rng(seed)
     runs = [simulate(work, cluster, rng) for _ in range(RUNS if cluster.losses_per_hour else 1)]
-    gets, puts = work.num_images / work.images_per_read, work.num_parts
+    gets = work.num_images / work.images_per_read
+    puts = cut.num_parts(work.part_images, work.num_images)
     result_bytes = work.num_images * work.rows_per_image * work.bytes_per_row
     worker_hours = statistics.median(run.worker_hours for run in runs)
     price = cluster.price_per_hour

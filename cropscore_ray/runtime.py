@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 Handle = Any
 """Something of Ray's that lives in another process: a queue, an actor."""
 
-# Ray's own object store takes 30 % of the memory by default; rows are small here.
-_OBJECT_STORE_BYTES = 512 * 2**20
+# Ray's own object store takes 30 % of the memory by default; here a few parts are on their way.
+_OBJECT_STORE_BYTES = 2**30
 _LOOK_S = 0.5
 _ERRORS = "cropscore_ray.errors."
 

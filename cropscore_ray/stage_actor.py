@@ -16,8 +16,7 @@ from cropscore_ray.attempts import Attempt
 from cropscore_ray.bundle import Bundle, load_bundle
 from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.errors import ImageError
-from cropscore_ray.fetch import Fetched
-from cropscore_ray.parts import Row, from_row, images_by_status, summary, with_images
+from cropscore_ray.parts import Group, Row, from_row, images_by_status, summary, with_images
 from cropscore_ray.pool import Pool
 from cropscore_ray.run_folder import RunFolder
 from cropscore_ray.runtime import Handle
@@ -85,6 +84,7 @@ class StageActor:
         self.class_map = scoring.class_map
         self.scores_one = threading.Lock()
         self.told_s = time.monotonic()
+        self.waited_s = 0.0  # for images, since then
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Score a fetched part and write its file; return its summary."""
@@ -104,7 +104,7 @@ class StageActor:
             index = row["class_index"]
             row["class_index"] = None if index is None else self.class_map[index]
         attempt: Attempt = runtime.ask(self.attempts.begin, number)
-        found = None if attempt.one_by_one else self._together(number, rows, attempt)
+        found = None if attempt.one_by_one else self._together(rows, attempt)
         if found is None:
             found = list(self._counted(self._one_by_one(number, rows, attempt), len(rows)))
         runtime.ask(self.attempts.end, number)
@@ -112,12 +112,12 @@ class StageActor:
         self._tell(0, busy=True)
         return table
 
-    def _together(self, number: int, rows: list[Row], attempt: Attempt) -> list[Row] | None:
+    def _together(self, rows: list[Row], attempt: Attempt) -> list[Row] | None:
         """Return the rows of all images, or None if they do not fit into memory together."""
         from cropscore_ray.inference import is_out_of_memory
 
         try:
-            groups = (self.stage.by_image(*some) for some in _groups(number, rows, attempt))
+            groups = (self.stage.by_image(*some) for some in self._groups(rows, attempt))
             return list(self._counted(chain.from_iterable(groups), len(rows)))
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -127,10 +127,29 @@ class StageActor:
 
     def _one_by_one(self, number: int, rows: list[Row], attempt: Attempt) -> Iterator[list[Row]]:
         """Yield each image's rows, after telling that it is next: it may be the last thing told."""
-        for some, fetched in _groups(number, rows, attempt):
+        for some, fetched in self._groups(rows, attempt):
             for row, one in zip(some, fetched, strict=True):
                 runtime.ask(self.attempts.at, number, row["image_id"])
                 yield from self.stage.by_image([row], [one])
+
+    def _groups(self, rows: list[Row], attempt: Attempt) -> Iterator[Group]:
+        """Yield rows and their images, but for images at which processes died."""
+        for some, fetched in self._waited_for(with_images(rows)):
+            for i, row in enumerate(some):
+                if row["image_id"] in attempt.crashed:
+                    reason = f"{row['image_uri']}: its process died at it, twice"
+                    fetched[i] = ImageError("crashed", reason)
+            yield some, fetched
+
+    def _waited_for(self, groups: Iterator[Group]) -> Iterator[Group]:
+        """Yield the groups, and note how long each is waited for."""
+        while True:
+            since_s = time.monotonic()
+            group = next(groups, None)
+            self.waited_s += time.monotonic() - since_s
+            if group is None:
+                return
+            yield group
 
     def _counted(self, images: Iterator[list[Row]], num_images: int) -> Iterator[Row]:
         """Yield the rows of the images, and tell now and then how many images they are."""
@@ -144,17 +163,5 @@ class StageActor:
     def _tell(self, num_images: int, *, busy: bool) -> None:
         """Tell of images and of the time since it was told of any."""
         since_s, self.told_s = time.monotonic() - self.told_s, time.monotonic()
-        busy_s, idle_s = (since_s, 0.0) if busy else (0.0, since_s)
-        self.telemetry.worked(num_images, busy_s=busy_s, idle_s=idle_s)
-
-
-def _groups(
-    number: int, rows: list[Row], attempt: Attempt
-) -> Iterator[tuple[list[Row], list[Fetched]]]:
-    """Yield rows and their images, but for images at which processes died."""
-    for some, fetched in with_images(number, rows):
-        for i, row in enumerate(some):
-            if row["image_id"] in attempt.crashed:
-                reason = f"{row['image_uri']}: its process died at it, twice"
-                fetched[i] = ImageError("crashed", reason)
-        yield some, fetched
+        idle_s, self.waited_s = self.waited_s if busy else since_s, 0.0
+        self.telemetry.worked(num_images, busy_s=since_s - idle_s, idle_s=idle_s)

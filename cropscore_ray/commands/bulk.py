@@ -43,8 +43,8 @@ def _bulk_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--part-images",
             type=click.IntRange(1),
-            help="Images a file, and what a lost worker does again at most.  "
-            "[default: 64; in runs of over 65,000 images the later files have more, up to 1,024]",
+            help="Images a file; a lost worker's work on two of them is done again at most.  "
+            "[default: 64; in runs of over 65,000 images the later files have 128 and 256]",
         ),
         click.option(
             "--max-failed-fraction",

@@ -31,7 +31,11 @@ import click
     show_default=True,
     help="Seconds until another worker works.",
 )
-@click.option("--part-images", type=click.IntRange(1), help="As of `localize`.")
+@click.option(
+    "--part-images",
+    type=click.IntRange(1),
+    help="Images a file; without it, as many as `localize` puts there.",
+)
 @click.option(
     "--images-per-read",
     type=click.FloatRange(1),

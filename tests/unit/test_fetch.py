@@ -266,7 +266,7 @@ def test_no_uris_are_no_images() -> None:
 @pytest.mark.parametrize(
     ("bytes_each", "sizes"),
     [
-        (0, [300]),  # nothing has any bytes: all together
+        (0, [300]),  # no bytes: 64, 64 more, 128 more, the rest
         (5, [200, 100]),
         (10, [100, 100, 100]),  # the first 64 have 640 bytes, so 36 more fit
         (12, [83, 83, 83, 51]),
@@ -286,6 +286,39 @@ def test_groups_have_as_many_images_as_bytes_allow(
     assert [one for group in groups for one in group] == fetch_images(uris)
 
 
+def test_a_group_of_small_images_and_then_large_ones_ends_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = [str(tmp_path / f"{i}.jpg") for i in range(1000)]
+    for i, uri in enumerate(uris):
+        Path(uri).write_bytes(b"." if i < 64 else b"." * 1000)
+    monkeypatch.setattr(fetch, "_GROUP_BYTES", 10_000)
+    assert len(fetch.fetch_group(uris)) == 128
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_store_that_does_not_answer_is_not_asked_for_all_images() -> None:
+    uris = ["s3://bucket/offline"] * 1000
+    assert len(fetch.fetch_group(uris)) == 64
+
+
+def test_nobody_waits_for_a_group_behind_one_that_got_no_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def group(uris: list[str]) -> list[ImageError | bytes]:
+        asked.append(len(uris))
+        return [b"a", ImageError("throttled", "slow down")]
+
+    monkeypatch.setattr(fetch, "fetch_group", group)
+    groups = fetch.fetch_ahead(["a"] * 6)
+    next(groups)
+    groups.close()
+    assert asked == [6]
+    assert len(list(fetch.fetch_ahead(["a"] * 6))) == 3
+
+
 def test_the_next_group_is_fetched_while_one_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = threading.Semaphore(0)
 
@@ -299,6 +332,11 @@ def test_the_next_group_is_fetched_while_one_is_in_use(monkeypatch: pytest.Monke
     assert asked.acquire(timeout=20)
     assert asked.acquire(timeout=20)  # for b, before it is wanted
     assert list(groups) == [[b"b"]]
+    groups = fetch.fetch_ahead(["a", "b"], begun=[b"a"])
+    assert next(groups) == [b"a"]
+    assert asked.acquire(timeout=20)  # for b, and nothing for a
+    assert list(groups) == [[b"b"]]
+    assert not asked.acquire(blocking=False)
 
 
 def test_many_are_fetched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

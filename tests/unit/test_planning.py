@@ -53,7 +53,15 @@ def test_a_plan_of_any_size_is_made_at_once_and_is_the_same_again(num_images):
     cluster = Cluster(num_workers=256, images_per_s=70, losses_per_hour=0.05)
     found = plan(Work(num_images=num_images), cluster)
     assert found == plan(Work(num_images=num_images), cluster)
-    assert found["with_losses"]["images_again"] <= found["with_losses"]["losses"] * 1024
+    assert found["with_losses"]["images_again"] <= found["with_losses"]["losses"] * 256
+
+
+def test_an_image_has_more_beside_it_in_a_large_run():
+    assert Work(num_images=1000, part_images=50).images_beside == 50
+    # 65,536 images in parts of 64, as many again and as many once more in parts of 128, then 256
+    work = Work(num_images=65_536 + 131_072 + 256_000)
+    by_hand = (65_536 * 64 + 131_072 * 128 + 256_000 * 256) / 452_608
+    assert work.images_beside == pytest.approx(by_hand)
 
 
 def test_the_rate_is_read_from_what_bench_printed(tmp_path):

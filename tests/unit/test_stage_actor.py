@@ -152,9 +152,8 @@ def a_part(
 
 
 def three_images() -> list[Row]:
-    return [
-        {"image_id": i, "class_index": None, "data": b"", "fetch_status": None} for i in (7, 8, 9)
-    ]
+    empty = {"class_index": None, "image_uri": "a.jpg", "data": b"", "fetch_status": None}
+    return [{"image_id": i, **empty} for i in (7, 8, 9)]
 
 
 @pytest.fixture
