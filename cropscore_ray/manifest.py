@@ -100,6 +100,7 @@ def open_manifest(uri: str, split: str | None = None) -> StoredManifest:
             yield chosen
 
     fingerprint = _fingerprint(counted(), classes)
+    pa.default_memory_pool().release_unused()  # Arrow would keep the batches' memory for later
     if split is not None:
         _require_split(split, sorted(splits))
     return StoredManifest(

@@ -4,7 +4,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -50,9 +50,17 @@ class Progress:
 
     @contextmanager
     def live(self) -> Iterator["Progress"]:
-        """Draw bars while the block runs, if stderr is a terminal."""
-        if not self._console.is_terminal:
+        """Draw bars while the block runs, if stderr is a terminal.
+
+        What others print meanwhile is no result, and goes to stderr: Ray prints its warnings.
+        """
+        with redirect_stdout(sys.stderr), self._bars_on_a_terminal():
             yield self
+
+    @contextmanager
+    def _bars_on_a_terminal(self) -> Iterator[None]:
+        if not self._console.is_terminal:
+            yield
             return
         columns = (
             TextColumn("{task.description}"),
@@ -65,7 +73,7 @@ class Progress:
         with RichProgress(*columns, console=self._console) as bars:
             self._bars = bars
             try:
-                yield self
+                yield
             finally:
                 self._bars = None
 

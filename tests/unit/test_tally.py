@@ -172,6 +172,13 @@ def test_a_line_tells_rate_workers_and_failures_by_reason(monkeypatch):
     )
 
 
+def test_what_others_print_meanwhile_is_no_result(capsys):
+    with Progress().live():
+        print("a warning of Ray")
+    print("the result")
+    assert capsys.readouterr() == ("the result\n", "a warning of Ray\n")
+
+
 def test_a_run_that_waits_for_its_first_worker_says_so():
     stream = io.StringIO()
     Progress(stream).run("localize")(
