@@ -52,10 +52,10 @@ class BulkRun:
         return self.manifest.batches(cut.sizes(self.part_images))
 
 
-def as_row(number: int, rows: pa.Table) -> pa.Table:
+def as_row(number: int, rows: pa.Table, *, compression: str | None = None) -> pa.Table:
     """Return a part as one row: a block of many rows might be cut, and no longer be a part."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema) as writer:
+    sink, options = pa.BufferOutputStream(), pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_stream(sink, rows.schema, options=options) as writer:
         writer.write_table(rows)
     data = sink.getvalue()
     ends = pa.py_buffer(np.array([0, data.size], np.int64))
@@ -73,10 +73,12 @@ def plan_parts(_: pa.Table, run: BulkRun, done: frozenset[int]) -> Iterator[pa.T
     """Yield the parts that are not done: their numbers and rows of the manifest.
 
     The same whenever it is called with the same arguments, as Ray does when its node is lost.
+    Small, because Ray keeps them in the command's own memory until they are fetched, and plans
+    far ahead of workers that are slow.
     """
     for number, rows in enumerate(_parts(run)):
         if number not in done:
-            yield as_row(number, rows)
+            yield as_row(number, rows, compression="zstd")
 
 
 def _parts(run: BulkRun) -> Iterator[pa.Table]:

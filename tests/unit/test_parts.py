@@ -86,6 +86,18 @@ def test_a_store_that_goes_away_later_costs_only_the_images_behind(
     assert {*statuses} == {"missing", "unreachable"}
 
 
+def test_a_planned_part_is_small_and_has_its_rows(tmp_path: Path) -> None:
+    uris = [f"s3://a-bucket/a/long/way/to/images/{i:09d}.jpg".encode() for i in range(256)]
+    write_list(uris, str(tmp_path / "m"), begun=False)
+    manifest = open_manifest(str(tmp_path / "m"))
+    folder = run_folder.open_run(str(tmp_path / "out"), table="scores", identity={}, facts={})
+    run = parts.BulkRun(command="score", manifest=manifest, part_images=256, folder=folder)
+    [part] = parts.plan_parts(pa.table({}), run, frozenset())
+    [rows] = manifest.batches([256, 1])
+    assert part.nbytes < rows.nbytes / 3
+    assert parts.from_row(part)[1].equals(rows)
+
+
 def test_a_plan_of_growing_parts_goes_on_after_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
