@@ -37,9 +37,11 @@ class Attempts:
         crashed = frozenset(image for image, deaths in self._deaths.items() if deaths >= _DEATHS)
         return Attempt(one_by_one=self._begun[part] > _TOGETHER, crashed=crashed)
 
-    def at(self, part: int, image_id: int) -> None:
-        """Note that a part is worked on at this image, alone."""
-        self._at[part] = image_id
+    def at(self, part: int, image_id: int | None) -> None:
+        """Note that a part is worked on at this image, alone; None: at none, but waited for."""
+        self._at.pop(part, None)
+        if image_id is not None:
+            self._at[part] = image_id
 
     def end(self, part: int) -> None:
         """Note that a part is done."""

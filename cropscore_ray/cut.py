@@ -26,14 +26,18 @@ def sizes(part_images: int | None) -> Iterator[int]:
 
 
 def parts_by_size(part_images: int | None, num_images: int) -> Iterator[tuple[int, int]]:
-    """Yield the sizes that a run's parts have, and how many have each; the last may have fewer."""
+    """Yield the sizes that a run's parts have, and how many have each; at last what is left."""
     size, left = part_images or SMALLEST, num_images
-    while left > 0:
-        number = -(-left // size)  # rounded up
+    while left >= size:
+        number = left // size
         if part_images is None and size < LARGEST:
             number = min(number, _PARTS_OF_A_SIZE)
         yield size, number
-        left, size = left - number * size, 2 * size
+        left -= number * size
+        if left >= size:
+            size *= 2
+    if left:
+        yield left, 1
 
 
 def num_parts(part_images: int | None, num_images: int) -> int:

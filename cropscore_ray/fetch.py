@@ -19,11 +19,13 @@ from cropscore_ray.shards import Cell, Member, Span
 
 Fetched = bytes | ImageError
 _Found = dict[str, Fetched]
+_RowGroups = dict[tuple[str, str, int], pa.ChunkedArray]
+"""The last row group that was read, by file, column and number: the next images may be in it."""
 
 LARGEST_BYTES = 512 * 2**20
 """No image of 100 megapixels has more, and dozens of files and more are in memory at once."""
 _GROUP_BYTES = 32 * 2**20
-_FIRST = 64  # images of a group
+_STEP = 64  # images of a group that are fetched at once
 _FEWEST = 16  # for which a group is not yet full
 
 _STATUSES = {
@@ -39,30 +41,34 @@ _STATUSES = {
 }
 
 
-def fetch_images(uris: Iterable[str]) -> list[Fetched]:
-    """Return each URI's bytes, or the ImageError that says why not, in order."""
+def fetch_images(uris: Iterable[str], kept: _RowGroups | None = None) -> list[Fetched]:
+    """Return each URI's bytes, or the ImageError that says why not, in order.
+
+    `kept` is for who fetches more of the same files: what was read of them and may serve again.
+    """
     wanted = list(uris)
     found: _Found = {}
     with ThreadPoolExecutor(s3.CONNECTIONS, thread_name_prefix="fetch") as pool:
-        for some in pool.map(lambda read: read(), _reads(wanted)):
+        for some in pool.map(lambda read: read(), _reads(wanted, {} if kept is None else kept)):
             found.update(some)
     return [found[uri] for uri in wanted]
 
 
-def fetch_group(uris: list[str]) -> list[Fetched]:
+def fetch_group(uris: list[str], kept: _RowGroups | None = None) -> list[Fetched]:
     """Return what `fetch_images` does of the first URIs: of as many as have 32 MiB, or of all.
 
-    What an image has, nobody knows before; but 64 tell what the next may have, and those what as
-    many again may have. So a group has 64 images or more, if there are any. It ends where the
-    store gave no answer for any image.
+    What an image has, nobody knows before; but those that are there tell what the next 64 may
+    have. So a group has 64 images or more, if there are any, and what is beyond 32 MiB are 64
+    images at most. It ends where the store gave no answer for any image.
     """
-    found = fetch_images(uris[:_FIRST])
+    kept = {} if kept is None else kept
+    found = fetch_images(uris[:_STEP], kept)
     while len(found) < len(uris) and not all(map(_is_unanswered, found)):
         num_bytes = sum(len(one) for one in found if isinstance(one, bytes))
         fits = (_GROUP_BYTES - num_bytes) * len(found) // max(1, num_bytes)
         if fits < _FEWEST:
             break
-        found += fetch_images(uris[len(found) :][: min(fits, len(found))])
+        found += fetch_images(uris[len(found) :][: min(fits, _STEP)], kept)
     return found
 
 
@@ -75,14 +81,15 @@ def fetch_ahead(uris: list[str], begun: list[Fetched] | None = None) -> Iterator
         uris: of all images.
         begun: the first group, where it is there already.
     """
-    group = begun or fetch_group(uris)
+    kept: _RowGroups = {}
+    group = begun or fetch_group(uris, kept)
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as ahead:
         while len(group) < len(uris):
             uris = uris[len(group) :]
             in_vain = any(map(_is_unanswered, group))
-            following = None if in_vain else ahead.submit(fetch_group, uris)
+            following = None if in_vain else ahead.submit(fetch_group, uris, kept)
             yield group
-            group = following.result() if following else fetch_group(uris)
+            group = following.result() if following else fetch_group(uris, kept)
     yield group
 
 
@@ -92,7 +99,7 @@ def _is_unanswered(one: Fetched) -> bool:
 
 def fetch_image(uri: str) -> bytes:
     """Return an image's bytes; ImageError with status missing, denied, throttled or unreachable."""
-    [read] = _reads([uri])
+    [read] = _reads([uri], {})
     found = read()[uri]
     if isinstance(found, ImageError):
         raise found
@@ -108,7 +115,7 @@ def require_answer(error: ImageError) -> None:
         ) from error
 
 
-def _reads(uris: list[str]) -> Iterator[Callable[[], _Found]]:
+def _reads(uris: list[str], kept: _RowGroups) -> Iterator[Callable[[], _Found]]:
     """Yield what must be read: files, and parts of files that hold several images."""
     inside = {uri: shards.parse(uri) for uri in uris}
     for uri, where in inside.items():
@@ -117,7 +124,7 @@ def _reads(uris: list[str]) -> Iterator[Callable[[], _Found]]:
     members = [where for where in inside.values() if isinstance(where, Member)]
     yield from (partial(_read_span, span) for span in shards.spans(members))
     cells = [where for where in inside.values() if isinstance(where, Cell)]
-    yield from (partial(_read_cells, some) for some in shards.columns(cells))
+    yield from (partial(_read_cells, some, kept) for some in shards.columns(cells))
 
 
 def _read_file(uri: str) -> _Found:
@@ -141,27 +148,32 @@ def _read_span(span: Span) -> _Found:
     return found
 
 
-def _read_cells(cells: list[Cell]) -> _Found:
+def _read_cells(cells: list[Cell], kept: _RowGroups) -> _Found:
     """Read one column's cells; each row group that holds some is read once."""
     file_uri = cells[0].file_uri
     try:
-        found = retries.persistently(lambda: _images_in(cells), _may_pass(file_uri))
+        found = retries.persistently(lambda: _images_in(cells, kept), _may_pass(file_uri))
     except (OSError, StorageError, pa.ArrowException, KeyError) as error:
         return {one.uri: _explained(file_uri, error) for one in cells}
     gone = {one.uri: ImageError("missing", f"{one.uri}: no such row") for one in cells}
     return gone | found
 
 
-def _images_in(cells: list[Cell]) -> _Found:
-    column, start = cells[0].column, 0
+def _images_in(cells: list[Cell], kept: _RowGroups) -> _Found:
+    file_uri, column, start = cells[0].file_uri, cells[0].column, 0
     found: _Found = {}
-    with storage.open_file(cells[0].file_uri) as stream:
+    with storage.open_file(file_uri) as stream:
         file = pq.ParquetFile(stream)
         for group in range(file.num_row_groups):
             stop = start + file.metadata.row_group(group).num_rows
             some = [one for one in cells if start <= one.row < stop]
             if some:
-                values = _encoded(file.read_row_group(group, columns=[column])[column])
+                where = file_uri, column, group
+                values = kept.get(where)
+                if values is None:
+                    values = _encoded(file.read_row_group(group, columns=[column])[column])
+                    kept.clear()
+                    kept[where] = values
                 found |= {one.uri: values[one.row - start].as_py() or b"" for one in some}
             start = stop
     return found

@@ -5,11 +5,12 @@ there are. Who reads it takes chunk after chunk, and waits for those that are no
 Stopped and started again, the lister goes on after the last image of its last chunk.
 """
 
+import json
+import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -20,13 +21,18 @@ import pyarrow.compute as pc
 
 from cropscore_ray import schema, storage
 from cropscore_ray.datasets.records import is_text, other_kind
-from cropscore_ray.errors import DataError, StorageError
+from cropscore_ray.errors import DataError, RunConflictError, StorageError
+from cropscore_ray.lock import Held
 from cropscore_ray.manifest import CHUNK_IMAGES, chunk_uri, recut
 from cropscore_ray.schema import ImageClass
+
+logger = logging.getLogger(__name__)
 
 CHUNK_S = 5.0
 """A chunk is written when it is full, or so old: work begins with the first images found."""
 _POLL_S = 0.5
+_AGAIN_S = 5.0
+_LEFT_ASIDE = b"left_aside"
 _MOST_CLASSES = 10_000
 
 
@@ -88,8 +94,8 @@ def growing_manifest(folder_uri: str, manifest_uri: str, *, begun: bool) -> Grow
     """Return the manifest of a folder, to be listed or listed already.
 
     More folders than 10,000 in the folder are no classes, and neither are those of S3 that stand
-    behind 10,000 files. If a run has `begun` on the chunks
-    that are there, its classes are theirs: by now the folder may have others.
+    behind 10,000 files, nor the one that the manifest itself lies in. If a run has `begun` on the
+    chunks that are there, its classes are theirs: by now the folder may have others.
     """
     manifest = GrowingManifest(uri=manifest_uri, folder_uri=folder_uri, classes=[])
     first = manifest.chunk_uri(0)
@@ -98,7 +104,10 @@ def growing_manifest(folder_uri: str, manifest_uri: str, *, begun: bool) -> Grow
     names = list(islice(storage.iter_folders(folder_uri), _MOST_CLASSES + 1))
     if len(names) > _MOST_CLASSES:
         return manifest
-    classes = [ImageClass(id=name, name=name) for name in sorted(names) if is_text(name)]
+    own = manifest_uri.removeprefix(f"{folder_uri}/").partition("/")[0]
+    classes = [
+        ImageClass(id=name, name=name) for name in sorted(names) if is_text(name) and name != own
+    ]
     return replace(manifest, classes=classes)
 
 
@@ -112,17 +121,31 @@ class _Found:
     """Images in folders that came when the classes were known already; they have none."""
     last_uri: str = ""
     left_aside: Counter[str] = field(default_factory=Counter)
+    """Files that are no images, by extension."""
+
+
+class _StoppedError(Exception):
+    """The run has ended, and its lister with it."""
 
 
 class Lister:
-    """Lists a folder in a thread, until it ends or this process does."""
+    """Lists a folder in a thread, until it ends or the run does.
 
-    def __init__(self, manifest: GrowingManifest) -> None:
+    Args:
+        manifest: where the images go.
+        held: the run's lock, which is looked at before each file is written.
+    """
+
+    def __init__(self, manifest: GrowingManifest, held: Held) -> None:
         self.manifest = manifest
         self.has_images = threading.Event()
         """Set when there are the first images, or when it is known that there are none."""
+        self.conflict: RunConflictError | None = None
+        """Why it ended without a word in the folder: that is another run's by now."""
+        self._held = held
         self._index = {one.id: index for index, one in enumerate(manifest.classes)}
-        self._thread = threading.Thread(target=self._list, daemon=True)
+        self._stopped, self._writes_one = threading.Event(), threading.Lock()
+        self._thread = threading.Thread(target=self._list, name="lister", daemon=True)
 
     def start(self) -> None:
         """Begin, or go on where an earlier start was stopped; nothing if that ended."""
@@ -134,30 +157,69 @@ class Lister:
             return
         self._thread.start()
 
+    def stop(self) -> None:
+        """Write nothing from now on; what is just being written is waited for."""
+        with self._writes_one:
+            self._stopped.set()
+
     def _list(self) -> None:
-        found, error = _Found(), None
+        found = _Found()
         try:
-            found = self._found_before()
+            error = self._write_chunks(found)
+            self._write_end(found, error)
+        except _StoppedError:
+            pass
+        except RunConflictError as conflict:
+            self.conflict = conflict
+        finally:
+            self.has_images.set()
+
+    def _write_chunks(self, found: _Found) -> str | None:
+        """Write all that is found; return why the listing broke off, None if it did not."""
+        try:
+            self._find_before(found)
             for chunk in self._chunks(found):
                 where = self.manifest.chunk_uri(found.num_chunks)
-                storage.persistently(where, partial(storage.write_table, where, chunk))
+                self._write(where, partial(storage.write_table, where, chunk))
                 found.num_chunks += 1
                 self.has_images.set()
+        except (_StoppedError, RunConflictError):
+            raise
         except Exception as failure:  # whatever it is: who waits for images must hear of it
             error = f"{self.manifest.folder_uri} cannot be listed: {failure}"
-        with suppress(StorageError):  # no more can be done where nothing can be written
-            record = {
-                "num_images": found.num_images,
-                "num_late": found.num_late,
-                "left_aside": dict(sorted(found.left_aside.items())),
-                "error": error,
-            }
-            where = storage.join(self.manifest.uri, "listing.json")
-            storage.persistently(where, partial(storage.write_json, where, record))
-        self.has_images.set()
+            return error.encode(errors="backslashreplace").decode()  # a file's name may be no text
+        return None
 
-    def _found_before(self) -> _Found:
-        found = _Found()
+    def _write_end(self, found: _Found, error: str | None) -> None:
+        """Write how the listing ended, however long that takes: the run waits for it."""
+        record = {
+            "num_images": found.num_images,
+            "num_late": found.num_late,
+            "left_aside": dict(sorted(found.left_aside.items())),
+            "error": error,
+        }
+        where = storage.join(self.manifest.uri, "listing.json")
+        while True:
+            try:
+                return self._write(where, partial(storage.write_json, where, record))
+            except StorageError as failure:
+                logger.warning("%s; trying again", failure)
+                self._stopped.wait(_AGAIN_S)
+
+    def _write(self, where: str, write: Callable[[], None]) -> None:
+        """Write a file, unless the run has ended or lost its folder to another."""
+
+        def attempt() -> None:
+            with self._writes_one:
+                if self._stopped.is_set():
+                    raise _StoppedError
+                self._held.require()
+                write()
+
+        storage.persistently(where, attempt)
+
+    def _find_before(self, found: _Found) -> None:
+        """Take in what an earlier start found."""
         while storage.exists(self.manifest.chunk_uri(found.num_chunks)):
             rows = storage.read_table(self.manifest.chunk_uri(found.num_chunks))
             found.num_chunks += 1
@@ -165,26 +227,31 @@ class Lister:
             without_class = rows.filter(pc.is_null(rows["class_index"]))
             found.num_late += sum(map(self._is_late, without_class["image_uri"].to_pylist()))
             found.last_uri = rows["image_uri"][-1].as_py()
+            found.left_aside = Counter(json.loads(rows.schema.metadata[_LEFT_ASIDE]))
             self.has_images.set()
-        return found
 
     def _chunks(self, found: _Found) -> Iterator[pa.Table]:
         """Yield what is found as rows of the manifest, and count it."""
         rows: list[dict[str, Any]] = []
-        began_s = time.monotonic()
+        began_s, aside = time.monotonic(), Counter[str]()  # since the last image
         for uri in storage.iter_files(self.manifest.folder_uri, found.last_uri):
+            if self._stopped.is_set():
+                raise _StoppedError
             other = other_kind(uri)
             if other is not None:
-                found.left_aside[other] += 1
+                aside[other] += 1
                 continue
             rows.append(self._row(uri, found.num_images))
             found.num_images += 1
             found.num_late += self._is_late(uri)
+            found.left_aside.update(aside)
+            aside.clear()
             if len(rows) == CHUNK_IMAGES or time.monotonic() - began_s > CHUNK_S:
-                yield self._table(rows)
+                yield self._table(rows, found.left_aside)
                 rows, began_s = [], time.monotonic()
         if rows:
-            yield self._table(rows)
+            yield self._table(rows, found.left_aside)
+        found.left_aside.update(aside)
 
     def _row(self, uri: str, image_id: int) -> dict[str, Any]:
         index = self._index.get(self._folder_of(uri))
@@ -199,6 +266,8 @@ class Lister:
         first, slash, _ = uri.removeprefix(self.manifest.folder_uri).lstrip("/").partition("/")
         return first if slash else ""
 
-    def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
+    def _table(self, rows: list[dict[str, Any]], left_aside: Counter[str]) -> pa.Table:
+        """Return a chunk, which also tells what was left aside before its last image."""
         full = schema.with_classes(schema.MANIFEST, self.manifest.classes)
-        return schema.rows_to_table(rows, full)
+        told = {_LEFT_ASIDE: json.dumps(left_aside).encode()}
+        return schema.rows_to_table(rows, full.with_metadata({**full.metadata, **told}))

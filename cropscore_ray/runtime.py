@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cropscore_ray import s3, tokens
-from cropscore_ray.errors import ConfigError
+from cropscore_ray.errors import ClusterError, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def connect() -> None:
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+        _join(quiet)
     else:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         _provide_token()
@@ -55,6 +55,18 @@ def connect() -> None:
     if threading.current_thread() is threading.main_thread():
         # Ray's handler would print a stack of its own C++ before the process ends.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _join(options: dict[str, Any]) -> None:
+    try:
+        ray.init(**options)
+    except (OSError, ValueError, RuntimeError) as error:
+        address = os.environ["RAY_ADDRESS"]
+        raise ClusterError(
+            f"no Ray cluster can be joined at {address!r}: {str(error).splitlines()[0]}",
+            hint="RAY_ADDRESS is a head's HOST:6379 on one of its nodes; from elsewhere, submit "
+            "the command; unset it to compute on this machine",
+        ) from error
 
 
 def _provide_token() -> None:

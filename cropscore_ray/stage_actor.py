@@ -131,6 +131,7 @@ class StageActor:
             for row, one in zip(some, fetched, strict=True):
                 runtime.ask(self.attempts.at, number, row["image_id"])
                 yield from self.stage.by_image([row], [one])
+            runtime.ask(self.attempts.at, number, None)  # while the next group is waited for
 
     def _groups(self, rows: list[Row], attempt: Attempt) -> Iterator[Group]:
         """Yield rows and their images, but for images at which processes died."""

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError, ClientError
@@ -261,9 +260,14 @@ def write_table(uri: str, table: pa.Table, *, row_group_rows: int | None = None)
         pq.write_table(table, stream, row_group_size=row_group_rows, compression="zstd")
 
 
-def table_files(uri: str) -> list[str]:
-    """Return the URIs of a table's Parquet files: the file itself, or all below a folder."""
-    files = list_files(uri) if is_folder(uri) else [uri]
+def table_files(uri: str, *, below: bool = False) -> list[str]:
+    """Return the URIs of a table's Parquet files, sorted: the file itself, or those in a folder.
+
+    With `below`, those in folders of the folder too, which others write.
+    """
+    files = [uri]
+    if is_folder(uri):
+        files = list_files(uri) if below else sorted(join(uri, name) for name in file_names_in(uri))
     files = [file for file in files if file.endswith(".parquet") and "/." not in file[len(uri) :]]
     if not files or not exists(files[0]):
         raise DataError(f"{uri}: no Parquet table here", hint="check the path")
@@ -299,21 +303,9 @@ def _first_table_in(uri: str) -> str | None:
         return join(uri, min(tables)) if tables else None
 
 
-def open_table(uri: str) -> pads.Dataset:
-    """Open a Parquet file, or all Parquet files below a folder, without reading rows."""
-    files = table_files(uri)
-    with _explained("read", uri):
-        if uri.startswith(s3.SCHEME):
-            parquet = pads.ParquetFileFormat()
-            some = [parquet.make_fragment(open_file(file)) for file in files]
-            return pads.FileSystemDataset(some, some[0].physical_schema, parquet)
-        fs, _ = filesystem(uri)
-        return pads.dataset([filesystem(file)[1] for file in files], filesystem=fs)
-
-
-def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """Return a whole Parquet table (one file, or all below a folder in the order of names)."""
-    return pa.concat_tables(read_files(table_files(uri), columns))
+def read_table(uri: str, columns: list[str] | None = None, *, below: bool = False) -> pa.Table:
+    """Return a whole Parquet table: the files of `table_files`, in their order."""
+    return _joined(uri, read_files(table_files(uri, below=below), columns))
 
 
 def read_files(files: list[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -325,7 +317,20 @@ def read_files(files: list[str], columns: list[str] | None = None) -> Iterator[p
 
     with ThreadPoolExecutor(_READERS) as pool:
         for start in range(0, len(files), 4 * _READERS):
-            yield pa.concat_tables(pool.map(read, files[start : start + 4 * _READERS]))
+            some = files[start : start + 4 * _READERS]
+            yield _joined(some[0], pool.map(read, some))
+
+
+def _joined(uri: str, tables: Iterable[pa.Table]) -> pa.Table:
+    """Return tables as one; DataError if their columns differ."""
+    found = list(tables)
+    try:
+        return pa.concat_tables(found)
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{uri}: its Parquet files have different columns",
+            hint="a folder of a table may hold files of that table alone",
+        ) from error
 
 
 def delete_file(uri: str) -> None:

@@ -95,7 +95,7 @@ def run(
                 config=config,
                 class_map=class_map,
             )
-            with sources.listed(manifest, out, shown):
+            with sources.listed(manifest, held, shown):
                 pipeline.run_parts(
                     BulkRun(
                         command=command,

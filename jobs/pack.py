@@ -1,11 +1,13 @@
 """The job behind `cropscore pack`: many small files become archives and their manifest."""
 
+from itertools import repeat
 from typing import Any
 
 from cropscore_ray import lock, packing, pipeline, run_folder, storage
 from cropscore_ray.datasets import absolute_source
-from cropscore_ray.errors import DataError
+from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import sources
+from cropscore_ray.manifest import StoredManifest
 from cropscore_ray.parts import BulkRun
 from cropscore_ray.progress import Progress
 
@@ -32,9 +34,14 @@ def run(
     out = storage.absolute_uri(out)
     with lock.held(out, shown.say) as held:
         run_folder.require_kind(out, "pack")
+        if overwrite:
+            _require_apart(absolute_source(source), out)
         manifest = sources.open_source(source, out, shown, overwrite=overwrite, name="source")
         if manifest.num_images == 0:
             raise DataError("there are no images to pack", hint="check the source")
+        if overwrite and isinstance(manifest, StoredManifest):
+            [first] = next(manifest.batches(repeat(1)))["image_uri"].to_pylist()
+            _require_apart(first, out)
         held.require()
         sources.make_room(manifest, out, overwrite=overwrite)
         folder = run_folder.open_run(
@@ -52,7 +59,7 @@ def run(
             num_images = folder.record["counts"]["images"]
             shown.say(f"{out} is complete: {num_images} images; nothing to do")
             return folder.record
-        with sources.listed(manifest, out, shown):
+        with sources.listed(manifest, held, shown):
             pipeline.run_parts(
                 BulkRun(command="pack", manifest=manifest, part_images=shard_images, folder=folder),
                 pipeline.packed,
@@ -63,3 +70,14 @@ def run(
                 progress=shown.run("pack"),
             )
         return folder.record
+
+
+def _require_apart(source: str, out: str) -> None:
+    """Raise ConfigError if the set that makes room is the one that is to be packed."""
+    folders = [f"{storage.join(out, name)}/" for name in run_folder.PACKED]
+    place = f"{source}/"
+    if any(place.startswith(one) or f":{one}" in place for one in folders):  # tar:FOLDER/...
+        raise ConfigError(
+            f"the images to pack are those of {out}, which --overwrite would delete first",
+            hint="choose another --out",
+        )

@@ -10,6 +10,7 @@ from cropscore_ray.datasets.folder import require_folder
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import index
 from cropscore_ray.listing import GrowingManifest, Lister, growing_manifest
+from cropscore_ray.lock import Held
 from cropscore_ray.manifest import StoredManifest, delete_manifest, is_manifest, open_manifest
 from cropscore_ray.progress import Progress
 from cropscore_ray.uri_list import STDIN, write_list
@@ -98,33 +99,39 @@ def manifest_of(
 
 @contextmanager
 def listed(
-    manifest: StoredManifest | GrowingManifest, run_uri: str, shown: Progress
+    manifest: StoredManifest | GrowingManifest, held: Held, shown: Progress
 ) -> Iterator[None]:
     """List the folder of a growing manifest while the block runs; begin once it has an image.
 
     Args:
         manifest: where images go; nothing is done for a stored one.
-        run_uri: the run folder, given up if the folder has no image.
+        held: the lock of the run folder, which is given up if the folder has no image.
         shown: told what was found.
 
     Raises:
         DataError: the folder has no image.
+        RunConflictError: another run took the run folder over.
     """
     if isinstance(manifest, StoredManifest):
         yield
         return
-    lister = Lister(manifest)
+    lister = Lister(manifest, held)
     lister.start()
-    lister.has_images.wait()
-    ended = manifest.ended()
-    if ended and ended["error"] is None and ended["num_images"] == 0:
-        run_folder.discard(run_uri)
-        delete_manifest(manifest.uri)
-        raise DataError(
-            f"{manifest.folder_uri}: no image here{_others(ended['left_aside'])}",
-            hint="check the location; an image set in a table is given as csv:FILE or parquet:URI",
-        )
-    yield
+    try:
+        lister.has_images.wait()
+        if lister.conflict:
+            raise lister.conflict
+        ended = manifest.ended()
+        if ended and ended["error"] is None and ended["num_images"] == 0:
+            run_folder.discard(held.folder_uri)
+            delete_manifest(manifest.uri)
+            raise DataError(
+                f"{manifest.folder_uri}: no image here{_others(ended['left_aside'])}",
+                hint="check the location; a set in a table is given as csv:FILE or parquet:URI",
+            )
+        yield
+    finally:
+        lister.stop()
     ended = storage.persistently(manifest.uri, manifest.ended)
     assert ended is not None, "all images are done, so all were found"
     late = f"; {ended['num_late']:,} of them in folders that came later, so without a class"

@@ -28,15 +28,15 @@ def scan(table_uri: str, log: ProblemLog, progress: Progress | None = None) -> S
     manifest comes back with its ids and classes; nothing in it is checked again. Other
     tables of cropscore are refused with DataError.
     """
-    if schema.VERSION_KEY in (storage.open_table(table_uri).schema.metadata or {}):
+    fields = storage.table_schema(storage.table_files(table_uri, below=True)[0])
+    if schema.VERSION_KEY in (fields.metadata or {}):
         # Ours: a manifest, or refused. Boxes of a predictions table are no ground truth.
         return manifest.read_manifest(table_uri)
-    dataset = storage.open_table(table_uri)
-    names = [field.name for field in dataset.schema if not _holds_images(field.type)]
-    columns = [field.name for field in dataset.schema if _holds_images(field.type)]
+    names = [field.name for field in fields if not _holds_images(field.type)]
+    columns = [field.name for field in fields if _holds_images(field.type)]
     if columns and not {"image", "image_uri"} & set(names):
         return _scan_cells(table_uri, columns, names, log, progress)
-    table = storage.read_table(table_uri, columns=names)
+    table = storage.read_table(table_uri, names, below=True)
     if progress:
         progress(table.num_rows, table.num_rows)
     folder_uri = table_uri if storage.is_folder(table_uri) else posixpath.dirname(table_uri)
@@ -65,7 +65,7 @@ def _scan_cells(
             f"{table_uri}: several columns hold bytes: {', '.join(columns)}",
             hint="leave the one with the images in the table",
         )
-    files = storage.table_files(table_uri)
+    files = storage.table_files(table_uri, below=True)
 
     def rows() -> Iterator[Cells]:
         for number, file in enumerate(files, 1):

@@ -7,7 +7,7 @@ from models import random_model
 
 from cropscore_ray import listing, storage
 from cropscore_ray.config import LocalizeConfig
-from cropscore_ray.errors import DataError, RunConflictError
+from cropscore_ray.errors import ConfigError, DataError, RunConflictError
 from cropscore_ray.fetch import fetch_images
 from cropscore_ray.jobs import index, localize, pack
 from cropscore_ray.manifest import read_manifest
@@ -103,6 +103,20 @@ def test_overwrite_packs_what_the_folder_holds_now(folder: Path, tmp_path: Path)
     pack.run(f"csv:{tmp_path}/set.csv", out=str(out), shard_images=2, overwrite=True)
     assert packed(out) == {b"top.jpg": None}
     assert len(archives(out)) == 1
+
+
+def test_a_set_that_is_packed_anew_does_not_make_room_for_itself(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "packed"
+    pack.run(str(folder), out=str(out), shard_images=2)
+    index.run(f"tar:{out}/shards/*.tar", str(tmp_path / "elsewhere"))
+    for source in (f"{out}/manifest", f"tar:{out}/shards/*.tar", f"{tmp_path}/elsewhere"):
+        with pytest.raises(ConfigError, match=f"those of {out}, which --overwrite would delete"):
+            pack.run(source, out=str(out), shard_images=3, overwrite=True)
+        assert packed(out) == WHOLE
+    pack.run(f"{out}/manifest", out=str(tmp_path / "larger"), shard_images=5, overwrite=True)
+    assert packed(tmp_path / "larger") == WHOLE
 
 
 def test_a_packed_set_makes_no_room_for_boxes(folder: Path, tmp_path: Path) -> None:

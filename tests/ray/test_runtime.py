@@ -37,6 +37,29 @@ print(ray.get(find.remote()))
 """
 
 
+JOINED = """
+from cropscore_ray import runtime
+from cropscore_ray.errors import ClusterError
+try:
+    runtime.connect()
+except ClusterError as error:
+    print(error, error.hint, sep="|")
+"""
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "127.0.0.1:1", "nowhere.invalid:1"])
+def test_an_address_at_which_there_is_no_cluster_is_named(address: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", JOINED],
+        env={**os.environ, "RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith(f"no Ray cluster can be joined at '{address}': "), done.stderr
+    assert "|RAY_ADDRESS is" in done.stdout
+
+
 @pytest.mark.parametrize("home", ["writable", "missing"])
 def test_a_local_ray_asks_for_a_token_that_only_its_owner_can_read(
     tmp_path: Path, home: str

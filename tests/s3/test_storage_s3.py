@@ -117,7 +117,7 @@ def test_a_missing_key_is_a_storage_error_that_names_it(s3_uri: str) -> None:
 
 def test_no_table_under_a_prefix_is_a_data_error(s3_uri: str) -> None:
     with pytest.raises(DataError, match="no Parquet table here"):
-        storage.open_table(storage.join(s3_uri, "gone"))
+        storage.read_table(storage.join(s3_uri, "gone"))
     with pytest.raises(DataError, match="no Parquet table here"):
         storage.table_schema(storage.join(s3_uri, "gone"))
 

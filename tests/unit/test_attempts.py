@@ -35,6 +35,14 @@ def test_deaths_at_different_images_blame_none(attempts: Attempts) -> None:
         assert attempts.begin(7) == ALONE
 
 
+def test_deaths_between_images_blame_none(attempts: Attempts) -> None:
+    for _ in range(6):
+        attempts.begin(7)
+        attempts.at(7, 70)
+        attempts.at(7, None)
+    assert attempts.begin(7) == ALONE
+
+
 def test_a_part_that_ended_begins_anew_and_others_do_not_matter(attempts: Attempts) -> None:
     for part in (7, 7, 8, 7):
         attempts.begin(part)

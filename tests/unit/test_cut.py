@@ -54,6 +54,8 @@ def test_a_later_part_is_a_small_share_of_what_is_before_it() -> None:
 @given(PART_IMAGES, NUMBERS)
 def test_all_parts_have_all_images(part_images: int | None, num_images: int) -> None:
     parts = cut_one_by_one(part_images, num_images)
+    by_size = cut.parts_by_size(part_images, num_images)
+    assert [size for size, number in by_size for _ in range(number)] == parts
     assert cut.num_parts(part_images, num_images) == len(parts)
     everything = set(range(len(parts)))
     assert cut.images_in(everything, part_images, num_images) == num_images

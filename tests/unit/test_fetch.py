@@ -266,11 +266,11 @@ def test_no_uris_are_no_images() -> None:
 @pytest.mark.parametrize(
     ("bytes_each", "sizes"),
     [
-        (0, [300]),  # no bytes: 64, 64 more, 128 more, the rest
-        (5, [200, 100]),
+        (0, [300]),
+        (5, [192, 108]),  # 8 more would fit, which is not worth the while
         (10, [100, 100, 100]),  # the first 64 have 640 bytes, so 36 more fit
         (12, [83, 83, 83, 51]),
-        (13, [64, 64, 64, 64, 44]),  # 12 more would fit, which is not worth the while
+        (13, [64, 64, 64, 64, 44]),
         (50, [64, 64, 64, 64, 44]),
     ],
 )
@@ -286,14 +286,38 @@ def test_groups_have_as_many_images_as_bytes_allow(
     assert [one for group in groups for one in group] == fetch_images(uris)
 
 
+@pytest.mark.parametrize("num_small", [64, 128, 512])
 def test_a_group_of_small_images_and_then_large_ones_ends_in_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_small: int
 ) -> None:
     uris = [str(tmp_path / f"{i}.jpg") for i in range(1000)]
     for i, uri in enumerate(uris):
-        Path(uri).write_bytes(b"." if i < 64 else b"." * 1000)
+        Path(uri).write_bytes(b"." if i < num_small else b"." * 1000)
     monkeypatch.setattr(fetch, "_GROUP_BYTES", 10_000)
-    assert len(fetch.fetch_group(uris)) == 128
+    assert len(fetch.fetch_group(uris)) == num_small + 64
+
+
+def test_a_row_group_is_read_once_for_a_group_and_once_for_all_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [bytes([i % 251]) * 1000 for i in range(1000)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "t.parquet", row_group_size=1000)
+    uris = [Cell(str(tmp_path / "t.parquet"), row, "image").uri for row in range(1000)]
+    monkeypatch.setattr(fetch, "_GROUP_BYTES", 128_000)
+    read, reads = pq.ParquetFile.read_row_group, []
+
+    def counted(file: pq.ParquetFile, group: int, **options: Any) -> pa.Table:
+        reads.append(group)
+        return read(file, group, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    begun = fetch.fetch_group(uris)
+    assert len(begun) == 128
+    assert reads == [0]
+    groups = list(fetch.fetch_ahead(uris, begun))
+    assert [one for group in groups for one in group] == images
+    assert len(groups) == 8
+    assert reads == [0, 0]
 
 
 @pytest.mark.usefixtures("s3")
@@ -307,7 +331,7 @@ def test_nobody_waits_for_a_group_behind_one_that_got_no_answer(
 ) -> None:
     asked: list[int] = []
 
-    def group(uris: list[str]) -> list[ImageError | bytes]:
+    def group(uris: list[str], kept: object) -> list[ImageError | bytes]:
         asked.append(len(uris))
         return [b"a", ImageError("throttled", "slow down")]
 
@@ -322,7 +346,7 @@ def test_nobody_waits_for_a_group_behind_one_that_got_no_answer(
 def test_the_next_group_is_fetched_while_one_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = threading.Semaphore(0)
 
-    def group(uris: list[str]) -> list[bytes]:
+    def group(uris: list[str], kept: object) -> list[bytes]:
         asked.release()
         return [uri.encode() for uri in uris[:1]]
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from cropscore_ray import listing, run_folder, storage, uri_list
-from cropscore_ray.errors import DataError, StorageError
+from cropscore_ray.errors import DataError, RunConflictError, StorageError
 from cropscore_ray.jobs import sources
 from cropscore_ray.listing import GrowingManifest, Lister, growing_manifest
+from cropscore_ray.lock import Held
 from cropscore_ray.manifest import open_manifest, read_manifest
 from cropscore_ray.progress import Progress
 
@@ -34,8 +35,12 @@ def manifest(folder: Path, tmp_path: Path) -> GrowingManifest:
     return growing_manifest(str(folder), str(tmp_path / "manifest"), begun=False)
 
 
+def lister_of(manifest: GrowingManifest) -> Lister:
+    return Lister(manifest, Held(folder_uri=manifest.uri))
+
+
 def list_to_the_end(manifest: GrowingManifest) -> None:
-    lister = Lister(manifest)
+    lister = lister_of(manifest)
     lister.start()
     lister.has_images.wait(WAIT_S)
     for _ in manifest.batches(itertools.repeat(100)):
@@ -84,7 +89,7 @@ def test_work_begins_before_the_listing_ends(
             yield f"{uri}/{number}.jpg"
 
     monkeypatch.setattr(storage, "iter_files", slow)
-    lister = Lister(manifest)
+    lister = lister_of(manifest)
     lister.start()
     batches = manifest.batches(itertools.repeat(2))
     assert next(batches)["image_id"].to_pylist() == [0, 1]
@@ -138,6 +143,109 @@ def test_a_listing_that_fails_says_so_and_can_be_begun_again(
     assert len(names(manifest)) == 5
 
 
+def test_a_lister_whose_folder_another_run_took_writes_nothing_there(
+    manifest: GrowingManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "CHUNK_IMAGES", 1)
+    looks = iter([True, True])
+
+    def require(held: Held) -> None:
+        if not next(looks, False):
+            raise RunConflictError(f"another run took over {held.folder_uri}")
+
+    monkeypatch.setattr(Held, "require", require)
+    lister = lister_of(manifest)
+    lister.start()
+    lister._thread.join(WAIT_S)
+    assert len(names(manifest)) == 2
+    assert manifest.ended() is None
+    assert "took over" in str(lister.conflict)
+
+
+def test_a_command_hears_that_another_took_its_folder_before_the_first_image(
+    manifest: GrowingManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def require(held: Held) -> None:
+        raise RunConflictError(f"another run took over {held.folder_uri}")
+
+    monkeypatch.setattr(Held, "require", require)
+    listed = sources.listed(manifest, Held(folder_uri="run"), Progress(io.StringIO()))
+    with pytest.raises(RunConflictError, match="took over run"), listed:
+        raise AssertionError("it began")
+    assert storage.list_files(manifest.uri) == []
+
+
+def test_a_run_that_fails_takes_its_lister_with_it(
+    folder: Path, manifest: GrowingManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "CHUNK_IMAGES", 1)
+    failed = threading.Event()
+
+    def slow(uri: str, after: str = "") -> Iterator[str]:
+        yield f"{uri}/0.jpg"
+        assert failed.wait(WAIT_S)
+        yield f"{uri}/1.jpg"
+
+    monkeypatch.setattr(storage, "iter_files", slow)
+    run = str(folder.parent / "run")
+    with (
+        pytest.raises(ZeroDivisionError),
+        sources.listed(manifest, Held(folder_uri=run), Progress(io.StringIO())),
+    ):
+        raise ZeroDivisionError
+    failed.set()
+    [lister] = [thread for thread in threading.enumerate() if thread.name == "lister"]
+    lister.join(WAIT_S)
+    assert names(manifest) == ["0.jpg"]
+    assert manifest.ended() is None
+
+
+def test_how_a_listing_ended_is_written_once_that_can_be(
+    manifest: GrowingManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "_AGAIN_S", 0.01)
+    write, failures = storage.write_json, iter([StorageError("the disk is full")] * 3)
+
+    def write_at_last(uri: str, value: object) -> None:
+        if failure := next(failures, None):
+            raise failure
+        write(uri, value)
+
+    monkeypatch.setattr(storage, "write_json", write_at_last)
+    list_to_the_end(manifest)
+    assert manifest.num_images == 5
+    assert next(failures, None) is None
+
+
+def test_a_failure_that_names_what_is_no_text_is_told(
+    manifest: GrowingManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(uri: str, after: str = "") -> Iterator[str]:
+        raise StorageError(f"cannot list {uri}/{os.fsdecode(b'caf' + bytes([233]))}: denied")
+        yield
+
+    monkeypatch.setattr(storage, "iter_files", denied)
+    with pytest.raises(DataError, match=r"caf\\udce9: denied"):
+        list_to_the_end(manifest)
+
+
+def test_files_left_aside_are_counted_once_however_often_the_listing_was_stopped(
+    folder: Path, manifest: GrowingManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("0.md", "a/1b.txt", "b/x/notes.txt", "z.md"):
+        (folder / name).touch()
+    monkeypatch.setattr(listing, "CHUNK_IMAGES", 1)
+    list_to_the_end(manifest)
+    whole = (manifest.ended() or {})["left_aside"]
+    assert whole == {"md": 2, "txt": 3}
+    chunks = storage.list_files(manifest.uri)[:-1]
+    for lost in reversed(chunks):
+        os.unlink(storage.join(manifest.uri, "listing.json"))
+        list_to_the_end(manifest)
+        assert (manifest.ended() or {})["left_aside"] == whole
+        os.unlink(lost)
+
+
 def test_a_folder_is_not_listed_to_see_that_it_is_no_manifest(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +262,12 @@ def test_a_folder_whose_run_lies_inside_is_no_manifest(folder: Path) -> None:
     list_to_the_end(inside)
     assert sources.is_folder_source(str(folder))
     assert not sources.is_folder_source(inside.uri)
+
+
+def test_the_folder_that_a_run_lies_in_is_no_class(folder: Path) -> None:
+    (folder / "runs" / "1").mkdir(parents=True)
+    found = growing_manifest(str(folder), str(folder / "runs" / "1" / "manifest"), begun=False)
+    assert [one.id for one in found.classes] == ["a", "a-b", "b"]
 
 
 def test_very_many_folders_are_no_classes(

@@ -51,7 +51,7 @@ def test_images_that_are_too_much_to_travel_together_are_packed_too(
     [archive] = Path(run.folder.uri, "shards").iterdir()
     together = archive.read_bytes()
     archive.unlink()
-    monkeypatch.setattr(fetch, "_FIRST", 1)
+    monkeypatch.setattr(fetch, "_STEP", 1)
     monkeypatch.setattr(fetch, "_GROUP_BYTES", 1)
     pack(run)
     assert archive.read_bytes() == together

@@ -61,7 +61,7 @@ def test_a_part_that_travels_whole_is_one_group(rows: pa.Table) -> None:
     assert len(images) == 90
 
 
-def away(uris: list[str]) -> list[Fetched]:
+def away(uris: list[str], kept: object = None) -> list[Fetched]:
     return [ImageError("unreachable", f"{uri}: no route") for uri in uris]
 
 

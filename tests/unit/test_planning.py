@@ -58,6 +58,8 @@ def test_a_plan_of_any_size_is_made_at_once_and_is_the_same_again(num_images):
 
 def test_an_image_has_more_beside_it_in_a_large_run():
     assert Work(num_images=1000, part_images=50).images_beside == 50
+    assert Work(num_images=100).images_beside == (64 * 64 + 36 * 36) / 100
+    assert Work(num_images=1000, part_images=900).images_beside == 820
     # 65,536 images in parts of 64, as many again and as many once more in parts of 128, then 256
     work = Work(num_images=65_536 + 131_072 + 256_000)
     by_hand = (65_536 * 64 + 131_072 * 128 + 256_000 * 256) / 452_608

@@ -160,6 +160,22 @@ def test_a_table_of_several_files_is_read_in_the_order_of_names(tmp_path: Path) 
     assert table.schema.metadata[b"classes"] == b"[]"
 
 
+def test_what_lies_in_folders_of_a_folder_is_of_its_table_only_where_asked_for(
+    tmp_path: Path,
+) -> None:
+    for name, ids in (("b.parquet", [2]), ("a/run.parquet", [1])):
+        storage.write_table(str(tmp_path / name), pa.table({"id": ids}))
+    assert storage.read_table(str(tmp_path))["id"].to_pylist() == [2]
+    assert storage.read_table(str(tmp_path), below=True)["id"].to_pylist() == [1, 2]
+
+
+def test_files_of_different_columns_are_no_table(tmp_path: Path) -> None:
+    storage.write_table(str(tmp_path / "a.parquet"), pa.table({"id": [1]}))
+    storage.write_table(str(tmp_path / "b.parquet"), pa.table({"x": ["1"]}))
+    with pytest.raises(DataError, match="different columns"):
+        storage.read_table(str(tmp_path))
+
+
 def test_row_groups_have_the_size_that_was_asked(tmp_path: Path) -> None:
     uri = str(tmp_path / "t.parquet")
     storage.write_table(uri, pa.table({"id": list(range(10))}), row_group_rows=4)
@@ -169,13 +185,13 @@ def test_row_groups_have_the_size_that_was_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gone", "gone.parquet", "."])
 def test_no_table_is_a_data_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="no Parquet table here"):
-        storage.open_table(str(tmp_path / name))
+        storage.read_table(str(tmp_path / name))
 
 
 def test_a_damaged_table_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(StorageError, match="cannot read"):
-        storage.open_table(str(tmp_path / "t.parquet"))
+        storage.read_table(str(tmp_path / "t.parquet"))
 
 
 def test_deleting_a_folder_leaves_its_neighbour(tmp_path: Path) -> None:

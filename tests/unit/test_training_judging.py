@@ -113,7 +113,7 @@ def test_what_the_storage_gave_no_answer_for_is_not_left_out(
     worker: tuple[Worker, list[tuple[Any, ...]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def away(uris: list[str]) -> list[ImageError]:
+    def away(uris: list[str], kept: object = None) -> list[ImageError]:
         return [ImageError("unreachable", f"{uri}: no answer") for uri in uris]
 
     monkeypatch.setattr(fetch, "fetch_images", away)
