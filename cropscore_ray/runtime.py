@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ Handle = Any
 # Ray's own object store takes 30 % of the memory by default; here a few parts are on their way.
 _OBJECT_STORE_BYTES = 2**30
 _LOOK_S = 0.5
+_ANSWERS_S = 10.0
 _ERRORS = "cropscore_ray.errors."
 
 
@@ -58,12 +60,16 @@ def connect() -> None:
 
 
 def _join(options: dict[str, Any]) -> None:
+    address = os.environ["RAY_ADDRESS"]
+    host, _, port = address.rpartition(":")
     try:
+        if port.isdecimal() and "/" not in host:  # Ray would ask for many minutes
+            socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_S).close()
         ray.init(**options)
-    except (OSError, ValueError, RuntimeError) as error:
-        address = os.environ["RAY_ADDRESS"]
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
+        reason, *_ = [*str(error).splitlines(), type(error).__name__]
         raise ClusterError(
-            f"no Ray cluster can be joined at {address!r}: {str(error).splitlines()[0]}",
+            f"no Ray cluster can be joined at {address!r}: {reason}",
             hint="RAY_ADDRESS is a head's HOST:6379 on one of its nodes; from elsewhere, submit "
             "the command; unset it to compute on this machine",
         ) from error

@@ -6,17 +6,17 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from cropscore_ray import lock, pipeline, run_folder, schema, storage
+from cropscore_ray import pipeline, run_folder, schema, storage
 from cropscore_ray.bundle import Bundle, load_bundle, required_parts
 from cropscore_ray.config import SCORE_MODES, LocalizeConfig
 from cropscore_ray.datasets import absolute_source
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import sources
-from cropscore_ray.listing import GrowingManifest
-from cropscore_ray.manifest import StoredManifest, match_classes
+from cropscore_ray.manifest import match_classes
 from cropscore_ray.parts import BulkRun
 from cropscore_ray.pool import WorkerConfig
 from cropscore_ray.progress import Progress
+from cropscore_ray.schema import ImageClass
 from cropscore_ray.settings import to_dict
 from cropscore_ray.stage_actor import Scoring, make_stage
 
@@ -63,13 +63,13 @@ def run(
     bundle = load_bundle(model)
     config = _with_mode(command, config, bundle)
     bundle.require(*required_parts(command, config))
-    with lock.held(out, shown.say) as held:
-        run_folder.require_kind(out, command)
-        manifest = sources.open_source(source, out, shown, overwrite=overwrite, split=split)
+    with sources.opened(command, source, out, shown, overwrite=overwrite, split=split) as (
+        manifest,
+        held,
+    ):
         class_map = match_classes(manifest.classes, bundle.classes)
-        _check_classes(config, manifest, class_map, model, shown)
-        held.require()
-        sources.make_room(manifest, out, overwrite=overwrite)
+        _check_classes(config, manifest.classes, class_map, model, shown)
+        sources.make_room(manifest, held, overwrite=overwrite)
         folder = run_folder.open_run(
             out,
             table=TABLES[command],
@@ -85,29 +85,17 @@ def run(
         )
         if retry and folder.unreached:
             folder.update(complete=False)
-        if folder.complete:
-            num_images = folder.record["counts"]["images"]
-            shown.say(f"{out} is complete: {num_images} images; nothing to do")
-        else:
-            scoring = Scoring(
-                stage=partial(make_stage, command),
-                model_uri=model,
-                config=config,
-                class_map=class_map,
-            )
-            with sources.listed(manifest, held, shown):
-                pipeline.run_parts(
-                    BulkRun(
-                        command=command,
-                        manifest=manifest,
-                        part_images=config.part_images,
-                        folder=folder,
-                    ),
-                    partial(pipeline.scored, scoring),
-                    pipeline.SCORED,
-                    workers=workers,
-                    progress=shown.run(command),
-                )
+        bulk_run = BulkRun(
+            command=command, manifest=manifest, part_images=config.part_images, folder=folder
+        )
+        scoring = Scoring(
+            stage=partial(make_stage, command),
+            model_uri=model,
+            config=config,
+            class_map=class_map,
+        )
+        link = partial(pipeline.scored, scoring)
+        sources.work(bulk_run, link, pipeline.SCORED, shown, workers=workers)
     counts = folder.record["counts"]
     if schema.UNREACHED & counts["by_status"].keys():
         shown.say("where the store gave no answer, the same command with --retry asks again")
@@ -148,16 +136,12 @@ def _with_mode(command: str, config: LocalizeConfig, bundle: Bundle) -> Localize
 
 def _check_classes(
     config: LocalizeConfig,
-    manifest: StoredManifest | GrowingManifest,
+    classes: list[ImageClass],
     class_map: list[int | None],
     model: str,
     shown: Progress,
 ) -> None:
-    if manifest.num_images == 0:
-        raise DataError("there are no images to work on", hint="check the source or --split")
-    unknown = [
-        one.id for one, index in zip(manifest.classes, class_map, strict=True) if index is None
-    ]
+    unknown = [one.id for one, index in zip(classes, class_map, strict=True) if index is None]
     if not unknown or config.classes == "predicted":
         return
     message = f"{len(unknown)} of the manifest's classes are not the model's, e.g. {unknown[0]!r}"

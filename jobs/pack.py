@@ -3,9 +3,9 @@
 from itertools import repeat
 from typing import Any
 
-from cropscore_ray import lock, packing, pipeline, run_folder, storage
+from cropscore_ray import packing, pipeline, run_folder, storage
 from cropscore_ray.datasets import absolute_source
-from cropscore_ray.errors import ConfigError, DataError
+from cropscore_ray.errors import ConfigError
 from cropscore_ray.jobs import sources
 from cropscore_ray.manifest import StoredManifest
 from cropscore_ray.parts import BulkRun
@@ -32,18 +32,16 @@ def run(
     """
     shown = progress or Progress()
     out = storage.absolute_uri(out)
-    with lock.held(out, shown.say) as held:
-        run_folder.require_kind(out, "pack")
-        if overwrite:
-            _require_apart(absolute_source(source), out)
-        manifest = sources.open_source(source, out, shown, overwrite=overwrite, name="source")
-        if manifest.num_images == 0:
-            raise DataError("there are no images to pack", hint="check the source")
+    if overwrite:
+        _require_apart(absolute_source(source), out)
+    with sources.opened("pack", source, out, shown, overwrite=overwrite, name="source") as (
+        manifest,
+        held,
+    ):
         if overwrite and isinstance(manifest, StoredManifest):
             [first] = next(manifest.batches(repeat(1)))["image_uri"].to_pylist()
             _require_apart(first, out)
-        held.require()
-        sources.make_room(manifest, out, overwrite=overwrite)
+        sources.make_room(manifest, held, overwrite=overwrite)
         folder = run_folder.open_run(
             out,
             table="manifest",
@@ -55,21 +53,14 @@ def run(
             facts={"command": "pack", "source_uri": absolute_source(source)},
             held=held,
         )
-        if folder.complete:
-            num_images = folder.record["counts"]["images"]
-            shown.say(f"{out} is complete: {num_images} images; nothing to do")
-            return folder.record
-        with sources.listed(manifest, held, shown):
-            pipeline.run_parts(
-                BulkRun(command="pack", manifest=manifest, part_images=shard_images, folder=folder),
-                pipeline.packed,
-                pipeline.Count(
-                    columns=["image_uri"],
-                    by_status=lambda rows: packing.packed_by_status(rows, out),
-                ),
-                progress=shown.run("pack"),
-            )
-        return folder.record
+        bulk_run = BulkRun(
+            command="pack", manifest=manifest, part_images=shard_images, folder=folder
+        )
+        count = pipeline.Count(
+            columns=["image_uri"], by_status=lambda rows: packing.packed_by_status(rows, out)
+        )
+        sources.work(bulk_run, pipeline.packed, count, shown)
+    return folder.record
 
 
 def _require_apart(source: str, out: str) -> None:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cropscore_ray import run_folder, storage
+from cropscore_ray import lock, pipeline, run_folder, storage
 from cropscore_ray.datasets import absolute_source
 from cropscore_ray.datasets.folder import require_folder
 from cropscore_ray.errors import ConfigError, DataError
@@ -12,8 +12,33 @@ from cropscore_ray.jobs import index
 from cropscore_ray.listing import GrowingManifest, Lister, growing_manifest
 from cropscore_ray.lock import Held
 from cropscore_ray.manifest import StoredManifest, delete_manifest, is_manifest, open_manifest
+from cropscore_ray.parts import BulkRun
+from cropscore_ray.pool import WorkerConfig
 from cropscore_ray.progress import Progress
 from cropscore_ray.uri_list import STDIN, write_list
+
+
+@contextmanager
+def opened(
+    command: str,
+    source: str,
+    run_uri: str,
+    shown: Progress,
+    *,
+    overwrite: bool,
+    split: str | None = None,
+    name: str = "manifest",
+) -> Iterator[tuple[StoredManifest | GrowingManifest, Held]]:
+    """Hold a run folder while the block runs; give what it works on, and the folder's lock.
+
+    What follows in the block: `make_room` for the run, `run_folder.open_run`, and `work`.
+    """
+    with lock.held(run_uri, shown.say) as held:
+        run_folder.require_kind(run_uri, command)
+        manifest = open_source(source, run_uri, shown, overwrite=overwrite, split=split, name=name)
+        if manifest.num_images == 0:
+            raise DataError(f"there are no images to {command}", hint="check the source or --split")
+        yield manifest, held
 
 
 def open_source(
@@ -27,8 +52,7 @@ def open_source(
 ) -> StoredManifest | GrowingManifest:
     """Return a source's manifest; that of a folder is still to be made, or to be gone on with.
 
-    Unless the source is a manifest, it is in RUN/NAME. Before the run begins there, it needs
-    `make_room`, and while it works, `listed`.
+    Unless the source is a manifest, it is in RUN/NAME.
     """
     if not is_folder_source(source):
         where = manifest_of(source, run_uri, shown, overwrite=overwrite, name=name)
@@ -44,16 +68,35 @@ def _has_begun(run_uri: str) -> bool:
     return run_folder.read_record(run_uri) is not None
 
 
-def make_room(manifest: StoredManifest | GrowingManifest, run_uri: str, *, overwrite: bool) -> None:
+def make_room(manifest: StoredManifest | GrowingManifest, held: Held, *, overwrite: bool) -> None:
     """Clear what is not of the run that shall begin or go on in a folder.
 
     That is another run if it is to be overwritten, and where a folder is to be listed, what was
     listed for no run.
     """
+    held.require()
     if overwrite:
-        run_folder.discard(run_uri)
-    if isinstance(manifest, GrowingManifest) and not _has_begun(run_uri):
+        run_folder.discard(held.folder_uri)
+    if isinstance(manifest, GrowingManifest) and not _has_begun(held.folder_uri):
         delete_manifest(manifest.uri)
+
+
+def work(
+    run: BulkRun,
+    link: pipeline.Link,
+    count: pipeline.Count,
+    shown: Progress,
+    *,
+    workers: WorkerConfig | None = None,
+) -> None:
+    """Do what is left of a run (`pipeline.run_parts`), or say that nothing is."""
+    if run.folder.complete:
+        num_images = run.folder.record["counts"]["images"]
+        shown.say(f"{run.folder.uri} is complete: {num_images} images; nothing to do")
+        return
+    with listed(run.manifest, run.folder.held, shown):
+        show = shown.run(run.command)
+        pipeline.run_parts(run, link, count, workers=workers, progress=show)
 
 
 def is_folder_source(source: str) -> bool:

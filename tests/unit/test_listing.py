@@ -353,11 +353,11 @@ def test_chunks_of_no_run_are_not_gone_on_with(folder: Path, tmp_path: Path) -> 
     uri_list.write_list([b"/elsewhere/0.jpg"], f"{run}/manifest", begun=False)
     manifest = sources.open_source(str(folder), run, shown, overwrite=False)
     assert isinstance(manifest, GrowingManifest)
-    sources.make_room(manifest, run, overwrite=False)
+    sources.make_room(manifest, Held(folder_uri=run), overwrite=False)
     run_folder.open_run(run, table="predictions", identity={}, facts={})
     list_to_the_end(manifest)
     assert names(manifest) == ["a-b/1.jpg", "a/1.jpg", "a/2.png", "b/x/deep.JPEG", "top.jpg"]
     again = sources.open_source(str(folder), run, shown, overwrite=False)
     assert again == manifest
-    sources.make_room(again, run, overwrite=False)
+    sources.make_room(again, Held(folder_uri=run), overwrite=False)
     assert manifest.num_images == 5
