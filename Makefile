@@ -9,7 +9,7 @@ help:
 	@echo "make demo          draw images, train, localize, evaluate, report: into demo/"
 	@echo "make test          the quick tests"
 	@echo "make test-cluster  an autoscaler, two hosts (as root), submitting: seven minutes"
-	@echo "make test-all      all tests: minutes more, and real images where they are"
+	@echo "make test-all      all tests, the soak too: an hour; another with real images"
 	@echo "make soak          a training and a bulk run, killed again and again: half an hour"
 	@echo "make check         format, lint, types, import rules"
 	@echo "make clean         remove .venv and what the targets left"

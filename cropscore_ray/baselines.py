@@ -19,7 +19,6 @@ from cropscore_ray import geometry
 Floats = NDArray[np.float64]
 T = TypeVar("T")
 
-IOU_THRESHOLD = 0.5
 MAX_CONSTANT_BOX_IMAGES = 20_000  # 20,000 images give the error to 0.35 points
 MAX_CAM_IMAGES = 5_000
 CAM_SIDE = 56  # a 7x7 map enlarged eight times; finer changes boxes by under 1 % of a side
@@ -93,7 +92,7 @@ def fit_cam_threshold(maps_NHW: ArrayLike, gt_boxes_unit: Sequence[ArrayLike]) -
     for one, gt_M4 in _thinned(boxed, MAX_CAM_IMAGES):
         scaled = _scaled(_enlarged(one))
         boxes_T4 = np.stack([_largest_region(scaled >= t) for t in CAM_THRESHOLDS])
-        misses_T += geometry.iou(boxes_T4, gt_M4).max(axis=1) < IOU_THRESHOLD
+        misses_T += geometry.iou(boxes_T4, gt_M4).max(axis=1) < geometry.IOU_THRESHOLD
     return float(CAM_THRESHOLDS[np.argmin(misses_T)])
 
 
@@ -122,7 +121,7 @@ def _miss_rates(boxes_C4: Floats, gt_G4: Floats, starts_N: NDArray[np.int64]) ->
     rows = max(1, _CHUNK // len(gt_G4))
     parts = [boxes_C4[i : i + rows] for i in range(0, len(boxes_C4), rows)]
     hits = [
-        np.maximum.reduceat(geometry.iou(part, gt_G4), starts_N, axis=1) >= IOU_THRESHOLD
+        np.maximum.reduceat(geometry.iou(part, gt_G4), starts_N, axis=1) >= geometry.IOU_THRESHOLD
         for part in parts
     ]
     return np.asarray(1.0 - np.concatenate(hits).mean(axis=1), np.float64)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cropscore_ray import baselines, outcomes, schema
+from cropscore_ray import baselines, geometry, outcomes, schema
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.manifest import Manifest
 from cropscore_ray.outcomes import Bools, Floats, Outcomes, Truth
@@ -286,7 +286,7 @@ def _confidence(outcome: Outcomes) -> Reliability | None:
     if outcome.known_iou is None or outcome.known_confidence is None:
         return None
     judged = outcome.truth.boxed & ~np.isnan(outcome.known_confidence)
-    hits = outcome.known_iou[judged] >= outcomes.IOU_THRESHOLD
+    hits = outcome.known_iou[judged] >= geometry.IOU_THRESHOLD
     return reliability(outcome.known_confidence[judged], hits)
 
 

@@ -12,6 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Boxes = NDArray[np.float64]
 
+IOU_THRESHOLD = 0.5
+"""A box is right from here on: ILSVRC's development kit calls `overlap < 0.50` wrong."""
+
 
 def area(boxes_N4: ArrayLike) -> NDArray[np.float64]:
     """Return the area of each box, shape (N,); a box turned inside out has area 0."""

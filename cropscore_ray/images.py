@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cropscore_ray.config import MAX_MEGAPIXELS, PreprocessConfig
 from cropscore_ray.errors import ImageError
+from cropscore_ray.pixels import to_rgb
 
 Pixels = NDArray[np.uint8]
 """A decoded image: RGB, (H, W, 3)."""
@@ -62,7 +63,7 @@ def decode(data: bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> Pixels:
                         "too_large",
                         f"{image.width}x{image.height} pixels, above {max_megapixels:g} megapixels",
                     )
-                return np.asarray(_to_rgb(image))
+                return np.asarray(to_rgb(image))
         except Image.DecompressionBombError as error:
             raise ImageError("too_large", str(error)) from error
         except UnidentifiedImageError as error:
@@ -85,18 +86,6 @@ def _unsupported_format(data: bytes) -> str | None:
     if head.startswith(b"%PDF"):
         return "PDF"
     return "SVG" if b"<svg" in head else None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255, which turns a 16-bit image white.
-        values = np.asarray(image, np.float32)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        image = Image.fromarray((values.clip(0, top) * (255.0 / top)).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
-    return image.convert("RGB")
 
 
 def crop(pixels_HW3: Pixels | Tensor, boxes_N4: ArrayLike, size: int) -> Tensor:

@@ -17,7 +17,6 @@ from cropscore_ray.errors import DataError
 from cropscore_ray.manifest import Manifest
 from cropscore_ray.schema import OK
 
-IOU_THRESHOLD = 0.5  # the devkit calls `overlap < 0.50` wrong, so exactly 0.5 is right
 NO_CLASS = -1
 UNKNOWN_CLASS = -2  # a prediction without a class: equal to no truth, not even to none
 _SIDES = ["xmin", "ymin", "xmax", "ymax"]
@@ -74,8 +73,6 @@ class Outcomes:
     """IoU of the class-known box with the instance it fits best"""
     known_confidence: Floats | None
     """confidence of the class-known box; NaN where there is none"""
-    cam_iou: Floats | None
-    """the same for the CAM box of the class-known rows"""
     wrong: dict[str, Bools]
     """by name of the error (gt_known, loc_top1, …, cam); an absent name was not computable"""
 
@@ -125,17 +122,16 @@ def join(predictions: pa.Table, truth: Truth) -> Outcomes:
     Raises:
         DataError: A row of rank 0 was given another class than the image's.
     """
-    known_iou, known_confidence, cam_iou, wrong = None, None, None, {}
+    known_iou, known_confidence, wrong = None, None, {}
     if guesses.has_class_known(predictions):
         known = guesses.first_guesses(predictions, limit=1, class_known=True)
         _check_known_classes(truth, known)
         known_iou = _iou_per_image(truth, known, _boxes(known))
         known_confidence = np.full(len(truth.image_id), np.nan)
         known_confidence[_positions(truth, known)] = known["confidence"].to_numpy()
-        wrong["gt_known"] = known_iou < IOU_THRESHOLD
+        wrong["gt_known"] = known_iou < geometry.IOU_THRESHOLD
         if known["cam_xyxy"].null_count < len(known):
-            cam_iou = _iou_per_image(truth, known, _cam_boxes(known))
-            wrong["cam"] = cam_iou < IOU_THRESHOLD
+            wrong["cam"] = _iou_per_image(truth, known, _cam_boxes(known)) < geometry.IOU_THRESHOLD
     if guesses.has_ranked(predictions):
         for limit in (1, guesses.MAX_GUESSES):
             first = guesses.first_guesses(predictions, limit=limit)
@@ -145,7 +141,6 @@ def join(predictions: pa.Table, truth: Truth) -> Outcomes:
         failed=_without_ok_row(predictions, truth),
         known_iou=known_iou,
         known_confidence=known_confidence,
-        cam_iou=cam_iou,
         wrong=wrong,
     )
 
@@ -153,7 +148,7 @@ def join(predictions: pa.Table, truth: Truth) -> Outcomes:
 def constant_box_wrong(truth: Truth, unit_box: Sequence[float] | Floats) -> Bools:
     """Say where one box, given as fractions of every image, misses all instances, (I,)."""
     boxes = np.tile(truth.sizes_px, 2) * np.asarray(unit_box, np.float64)
-    return best_iou(truth, boxes, np.arange(len(truth.image_id))) < IOU_THRESHOLD
+    return best_iou(truth, boxes, np.arange(len(truth.image_id))) < geometry.IOU_THRESHOLD
 
 
 def _check_known_classes(truth: Truth, known: pa.Table) -> None:
@@ -173,7 +168,7 @@ def _judge(truth: Truth, rows: pa.Table) -> tuple[Bools, Bools]:
     """Return (I,) whether all guesses have the wrong class, and whether none also fits."""
     image = _positions(truth, rows)
     right_class = _int64(rows["class_index"], UNKNOWN_CLASS) == truth.class_index[image]
-    fits = best_iou(truth, _boxes(rows), image) >= IOU_THRESHOLD
+    fits = best_iou(truth, _boxes(rows), image) >= geometry.IOU_THRESHOLD
     wrong_class, wrong_place = np.ones((2, len(truth.image_id)), bool)
     wrong_class[image[right_class]] = False
     wrong_place[image[right_class & fits]] = False

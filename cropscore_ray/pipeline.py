@@ -221,7 +221,7 @@ def _complete(run: BulkRun, uncounted: list[str], count: Count, tally: Tally) ->
     except StorageError as error:
         raise StorageError(
             f"all parts are written, but some could not be counted: {error}",
-            hint="the same command counts them again; what is broken it makes anew once deleted",
+            hint="the same command counts again; a damaged file, once deleted, is made again",
         ) from error
     num_images = storage.persistently(run.manifest.uri, lambda: run.manifest.num_images)
     assert num_images is not None, "all parts are done, so all images were listed"

@@ -196,7 +196,7 @@ def count_votes(boxes_NV4: Tensor, chances_NV: Tensor) -> tuple[Tensor, Tensor]:
     size_NV = ((boxes_NV4[..., 2:] - boxes_NV4[..., :2]).prod(-1) + _SMALL_AREA).sqrt()
     top_NK = (weight_NV / size_NV).topk(min(_CANDIDATES, weight_NV.shape[1])).indices
     candidates_NK4 = boxes_NV4.gather(1, top_NK[..., None].expand(-1, -1, 4))
-    iou_NKV = _iou(candidates_NK4, boxes_NV4)
+    iou_NKV = iou(candidates_NK4, boxes_NV4)
     agree_NKV = torch.sigmoid((iou_NKV - _AGREES) / 0.05) * weight_NV[:, None]
     winner_N = (agree_NKV.sum(2) / size_NV.gather(1, top_NK)).argmax(1)
     each = torch.arange(len(winner_N), device=winner_N.device)
@@ -220,7 +220,7 @@ def count_votes(boxes_NV4: Tensor, chances_NV: Tensor) -> tuple[Tensor, Tensor]:
     return box_N4, evidence_NE
 
 
-def _iou(one_NK4: Tensor, other_NV4: Tensor) -> Tensor:
+def iou(one_NK4: Tensor, other_NV4: Tensor) -> Tensor:
     """Return IoU of every pair, (N, K, V)."""
     low = torch.maximum(one_NK4[:, :, None, :2], other_NV4[:, None, :, :2])
     high = torch.minimum(one_NK4[:, :, None, 2:], other_NV4[:, None, :, 2:])

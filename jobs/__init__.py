@@ -1,1 +1,1 @@
-"""What runs on a cluster: one short module per job, no arithmetic; and the recipes."""
+"""What each command does, here or on a cluster; and the recipes."""

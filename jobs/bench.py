@@ -157,7 +157,7 @@ def pipeline(
     over, under = (f"marginal, {a:,} to {b:,} images" for a, b in ((more, most), (few, more)))
     ratios["marginal_10k_to_100k/marginal_1k_to_10k"] = ratio(rows, over, under)
     over, under = f"average, {most:,} images", f"average, {few:,} images"
-    ratios["average_100k/average_1k"] = ratio(rows, over, under)
+    ratios["overhead_100k/overhead_1k"] = ratio(rows, over, under)
     resume, full = "resume, 99 % done", f"whole run, {most:,} images"
     ratios["resume_99/full"] = ratio(rows, resume, full)
     return _found(device, rows, ratios)

@@ -3,14 +3,14 @@
 import sys
 
 from cropscore_ray import storage
-from cropscore_ray.datasets import IndexReport, Progress, absolute_source, index_source
+from cropscore_ray.datasets import IndexReport, ReadProgress, absolute_source, index_source
 from cropscore_ray.errors import RunConflictError
 from cropscore_ray.manifest import is_manifest, open_manifest, write_manifest
 from cropscore_ray.uri_list import STDIN, write_list
 
 
 def run(
-    source: str, out: str, *, overwrite: bool = False, progress: Progress | None = None
+    source: str, out: str, *, overwrite: bool = False, progress: ReadProgress | None = None
 ) -> IndexReport:
     """Index a source into the folder `out`, which gets a manifest and index.json.
 

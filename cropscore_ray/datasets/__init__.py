@@ -11,7 +11,7 @@ from collections.abc import Callable
 from cropscore_ray import storage
 from cropscore_ray.datasets import csv, folder, ilsvrc, parquet, tar, voc
 from cropscore_ray.datasets.assembly import Index, assemble, summarize
-from cropscore_ray.datasets.files import Progress
+from cropscore_ray.datasets.files import ReadProgress
 from cropscore_ray.datasets.records import Scan
 from cropscore_ray.datasets.report import (
     KINDS,
@@ -31,7 +31,7 @@ __all__ = [
     "Index",
     "IndexReport",
     "Problem",
-    "Progress",
+    "ReadProgress",
     "absolute_source",
     "index_source",
 ]
@@ -48,7 +48,7 @@ FORMS = {
     STDIN: "find photos -name '*.jpg' | cropscore ... -, a list of URIs on standard input",
 }
 
-_Reader = Callable[[str, ProblemLog, Progress | None], Scan | Manifest]
+_Reader = Callable[[str, ProblemLog, ReadProgress | None], Scan | Manifest]
 
 _READERS: dict[str, _Reader] = {
     "": folder.scan,
@@ -60,7 +60,7 @@ _READERS: dict[str, _Reader] = {
 }
 
 
-def index_source(source: str, *, progress: Progress | None = None) -> Index:
+def index_source(source: str, *, progress: ReadProgress | None = None) -> Index:
     """Read an image set into a manifest; see FORMS for what a source may be.
 
     A bad image, box or annotation is counted in the report and never stops the reading.

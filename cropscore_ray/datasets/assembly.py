@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from cropscore_ray import schema
 from cropscore_ray.datasets.checks import check_boxes
-from cropscore_ray.datasets.files import Progress, image_sizes, missing_files
+from cropscore_ray.datasets.files import ReadProgress, image_sizes, missing_files
 from cropscore_ray.datasets.records import Box, ImageRecord, Scan, Size
 from cropscore_ray.datasets.report import Finding, IndexReport, ProblemLog
 from cropscore_ray.manifest import Manifest
@@ -23,7 +23,7 @@ class Index:
     report: IndexReport
 
 
-def assemble(scan: Scan, log: ProblemLog, progress: Progress | None = None) -> Index:
+def assemble(scan: Scan, log: ProblemLog, progress: ReadProgress | None = None) -> Index:
     """Check a reader's records against the files and number them.
 
     image_id is the position, from 0, in the order of (split, image_uri). Images with boxes
@@ -79,7 +79,7 @@ def _class_indexes(
 
 
 def _checked(
-    records: list[ImageRecord], border_px: float, log: ProblemLog, progress: Progress | None
+    records: list[ImageRecord], border_px: float, log: ProblemLog, progress: ReadProgress | None
 ) -> Iterator[tuple[Size | None, list[Box]]]:
     """Yield each image's size and usable boxes."""
     found = image_sizes([record.image_uri for record in records if record.boxes], progress)

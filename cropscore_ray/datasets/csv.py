@@ -6,14 +6,14 @@ import posixpath
 from collections.abc import Iterator
 
 from cropscore_ray import storage
-from cropscore_ray.datasets.files import Progress
+from cropscore_ray.datasets.files import ReadProgress
 from cropscore_ray.datasets.records import Scan
 from cropscore_ray.datasets.report import ProblemLog
 from cropscore_ray.datasets.tables import Cells, scan_table
 from cropscore_ray.errors import DataError
 
 
-def scan(csv_uri: str, log: ProblemLog, progress: Progress | None = None) -> Scan:
+def scan(csv_uri: str, log: ProblemLog, progress: ReadProgress | None = None) -> Scan:
     """Read a CSV file; DataError if it is none, or if its columns are not those of images.
 
     All cells stay text, so that a label such as 0012 remains what it is.

@@ -18,7 +18,7 @@ from cropscore_ray.datasets.records import Size
 from cropscore_ray.datasets.report import Finding
 from cropscore_ray.errors import ImageError, StorageError
 
-Progress = Callable[[int, int | None], None]
+ReadProgress = Callable[[int, int | None], None]
 """Called with the number of files done in this pass, and the total if it is known."""
 
 Item = TypeVar("Item")
@@ -45,7 +45,7 @@ _PILLOW_ERRORS = (
 
 
 def read_all(
-    read: Callable[[Item], Result], items: Sequence[Item], progress: Progress | None = None
+    read: Callable[[Item], Result], items: Sequence[Item], progress: ReadProgress | None = None
 ) -> Iterator[Result]:
     """Yield `read(item)` for each item, in order, with NUM_THREADS reads under way."""
     with ThreadPoolExecutor(NUM_THREADS) as pool:
@@ -58,7 +58,7 @@ def read_all(
 
 
 def image_sizes(
-    image_uris: Sequence[str], progress: Progress | None = None
+    image_uris: Sequence[str], progress: ReadProgress | None = None
 ) -> Iterator[Size | Finding]:
     """Yield each image's width and height from its header, or why there is none.
 

@@ -5,7 +5,7 @@ the top have no class. No file is opened.
 """
 
 from cropscore_ray import storage
-from cropscore_ray.datasets.files import Progress
+from cropscore_ray.datasets.files import ReadProgress
 from cropscore_ray.datasets.records import ImageRecord, Scan, part_images
 from cropscore_ray.datasets.report import ProblemLog
 from cropscore_ray.errors import DataError, StorageError
@@ -22,7 +22,7 @@ def require_folder(uri: str) -> None:
         )
 
 
-def scan(root_uri: str, log: ProblemLog, progress: Progress | None = None) -> Scan:
+def scan(root_uri: str, log: ProblemLog, progress: ReadProgress | None = None) -> Scan:
     """List the images below a folder."""
     require_folder(root_uri)
     images, left_aside = part_images(storage.list_files(root_uri))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from cropscore_ray import storage
 from cropscore_ray.datasets.annotations import Annotation, parse_solution, read_annotation
-from cropscore_ray.datasets.files import Progress, read_all
+from cropscore_ray.datasets.files import ReadProgress, read_all
 from cropscore_ray.datasets.folder import require_folder
 from cropscore_ray.datasets.records import (
     INCLUSIVE_BORDER_PX,
@@ -67,7 +67,7 @@ class _Tree:
     blacklist_uris: list[str] = field(default_factory=list)
 
 
-def scan(root_uri: str, log: ProblemLog, progress: Progress | None = None) -> Scan:
+def scan(root_uri: str, log: ProblemLog, progress: ReadProgress | None = None) -> Scan:
     """Read a CLS-LOC tree; DataError if there is none at ROOT."""
     require_folder(root_uri)
     tree = _list_tree(root_uri)
@@ -120,7 +120,7 @@ def _read_classes(mapping_uri: str) -> list[ImageClass]:
 
 
 def _read_annotations(
-    tree: _Tree, log: ProblemLog, progress: Progress | None
+    tree: _Tree, log: ProblemLog, progress: ReadProgress | None
 ) -> dict[Key, Annotation]:
     """Read what is known about each image: its XML, which states a size, or Kaggle's row."""
     annotations: dict[Key, Annotation] = {}

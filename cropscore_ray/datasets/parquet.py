@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cropscore_ray import manifest, schema, storage
-from cropscore_ray.datasets.files import Progress
+from cropscore_ray.datasets.files import ReadProgress
 from cropscore_ray.datasets.records import Scan
 from cropscore_ray.datasets.report import ProblemLog
 from cropscore_ray.datasets.tables import Cells, scan_table
@@ -21,7 +21,7 @@ from cropscore_ray.manifest import Manifest
 from cropscore_ray.shards import Cell
 
 
-def scan(table_uri: str, log: ProblemLog, progress: Progress | None = None) -> Scan | Manifest:
+def scan(table_uri: str, log: ProblemLog, progress: ReadProgress | None = None) -> Scan | Manifest:
     """Read a Parquet file, or all below a folder; DataError if there is none.
 
     Relative image paths start at the folder of the file, or at the folder given. A
@@ -57,7 +57,7 @@ def _scan_cells(
     columns: list[str],
     names: list[str],
     log: ProblemLog,
-    progress: Progress | None,
+    progress: ReadProgress | None,
 ) -> Scan:
     """Scan a table that holds the images themselves; their column is not read."""
     if len(columns) > 1:

@@ -19,7 +19,7 @@ from functools import partial
 from typing import IO
 
 from cropscore_ray import storage
-from cropscore_ray.datasets.files import Progress, read_all
+from cropscore_ray.datasets.files import ReadProgress, read_all
 from cropscore_ray.datasets.records import ImageRecord, Scan, other_kind
 from cropscore_ray.datasets.report import Finding, ProblemLog
 from cropscore_ray.errors import DataError, StorageError
@@ -29,7 +29,7 @@ _BUFFER = 2**20  # headers of small images lie close together
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
-def scan(glob_uri: str, log: ProblemLog, progress: Progress | None = None) -> Scan:
+def scan(glob_uri: str, log: ProblemLog, progress: ReadProgress | None = None) -> Scan:
     """Read the headers of archives: one, those of a folder, of a {000..123} or of a * pattern."""
     archives = find_archives(glob_uri)
     records: list[ImageRecord] = []

@@ -6,7 +6,7 @@ others are counted. The XML's pixels are inclusive and count from 1; see records
 
 from cropscore_ray import storage
 from cropscore_ray.datasets.annotations import Annotation, read_annotation
-from cropscore_ray.datasets.files import Progress, read_all
+from cropscore_ray.datasets.files import ReadProgress, read_all
 from cropscore_ray.datasets.folder import require_folder
 from cropscore_ray.datasets.records import (
     INCLUSIVE_BORDER_PX,
@@ -23,7 +23,7 @@ from cropscore_ray.errors import DataError
 SPLITS = ("train", "val", "test", "trainval")
 
 
-def scan(root_uri: str, log: ProblemLog, progress: Progress | None = None) -> Scan:
+def scan(root_uri: str, log: ProblemLog, progress: ReadProgress | None = None) -> Scan:
     """Read a VOC folder, such as VOCdevkit/VOC2012; DataError if it is none."""
     require_folder(root_uri)
     annotations_uri = storage.join(root_uri, "Annotations")

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from cropscore_ray import grid
 from cropscore_ray.evaluate import Rate
-from cropscore_ray.outcomes import IOU_THRESHOLD, Bools
+from cropscore_ray.geometry import IOU_THRESHOLD
+from cropscore_ray.outcomes import Bools
 from cropscore_ray.report.cases import Cases
 from cropscore_ray.schema import ImageClass
 

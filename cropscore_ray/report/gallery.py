@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cropscore_ray.errors import CropscoreError, ImageError
 from cropscore_ray.grid import NUM_SQUARES
+from cropscore_ray.pixels import to_rgb
 from cropscore_ray.report.cases import Cases
 from cropscore_ray.report.charts import HeatMap, heat_maps
 
@@ -161,20 +162,11 @@ def thumbnail(data: bytes, side_px: int = THUMBNAIL_PX) -> bytes:
     """
     with Image.open(io.BytesIO(data)) as image:
         image.draft("RGB", (2 * side_px, 2 * side_px))
-        small = _to_8_bits(image).convert("RGB")
+        small = to_rgb(image)
     small.thumbnail((side_px, side_px))
     out = io.BytesIO()
     small.save(out, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
     return out.getvalue()
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Stretch deep grey values to 8 bits, which Pillow's own conversion would clip to white."""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.asarray(image, np.float32)
-    top = 65535.0 if values.max(initial=0) > 255 else 255.0
-    return Image.fromarray((values.clip(0, top) * (255.0 / top)).astype(np.uint8))
 
 
 def _scores(

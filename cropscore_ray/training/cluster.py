@@ -34,7 +34,7 @@ from cropscore_ray import runtime, storage
 from cropscore_ray.errors import CropscoreError, StorageError
 from cropscore_ray.training.sgd import State, Worker
 
-Progress = Callable[[str, int, int, str], None]
+StepProgress = Callable[[str, int, int, str], None]
 Training = Callable[[Worker], Any]
 
 _STATE_FILE = "state.pt"
@@ -58,7 +58,7 @@ def fit(
     min_workers: int | None = None,
     use_gpu: bool | None,
     checkpoint_steps: int = 0,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> Any:
     """Run a training on Ray Train workers and return rank 0's result.
 

@@ -48,7 +48,7 @@ def fit_voter(
         unit_GK4, evidence_GKE = scorer.elect([pixels], classes_GK)
         box = unit_GK4[0].cpu().numpy() * [width, height, width, height]
         evidence.append(evidence_GKE[0, 0].cpu())
-        hits.append(geometry.iou(box, judging.boxes[i]).max() >= 0.5)
+        hits.append(geometry.iou(box, judging.boxes[i]).max() >= geometry.IOU_THRESHOLD)
     if not hits:
         raise DataError(
             f"none of the {len(judging)} images that were held back can be read",

@@ -6,6 +6,8 @@ Shape suffixes: N images (or any dimensions before the last); M true boxes, padd
 import torch
 from torch import Tensor
 
+from cropscore_ray.voting import iou
+
 NO_BOX = 1e3  # so far off that it is never the nearest; infinity would make gradients NaN
 
 
@@ -52,9 +54,5 @@ def _area(boxes: Tensor) -> Tensor:
 
 def best_iou(pred_N4: Tensor, boxes_NM4: Tensor) -> Tensor:
     """Return the IoU of each box with the true box it fits best, (N,); 0 for padding."""
-    true = torch.where(boxes_NM4 < NO_BOX, boxes_NM4, torch.zeros(()))
-    low = torch.maximum(pred_N4[:, None, :2], true[..., :2])
-    high = torch.minimum(pred_N4[:, None, 2:], true[..., 2:])
-    shared = (high - low).clamp_min(0).prod(-1)
-    union = _area(true) + _area(pred_N4)[:, None] - shared
-    return (shared / union.clamp_min(1e-12)).amax(1)
+    true_NM4 = torch.where(boxes_NM4 < NO_BOX, boxes_NM4, torch.zeros(()))
+    return iou(pred_N4[:, None], true_NM4)[:, 0].amax(1)

@@ -16,6 +16,7 @@ from cropscore_ray import grid, images
 from cropscore_ray.config import PreprocessConfig, ScorerConfig
 from cropscore_ray.training.crops import NO_OVERLAP, evenly, square_overlaps
 from cropscore_ray.training.dataset import Box, ImageDataset, LabelledImages, Request
+from cropscore_ray.voting import mirrored
 
 _REGIONS_AN_IMAGE = 8  # one pass gives the maps; more regions of the same image cost nothing
 
@@ -48,9 +49,7 @@ class PyramidDataset(ImageDataset):
         image_SS3 = images.crop(pixels, [[0, 0, width, height]], side)[0]
         if rng.random() < 0.5:
             image_SS3 = image_SS3.flip(1)
-            boxes_M4 = np.stack(
-                [1 - boxes_M4[:, 2], boxes_M4[:, 1], 1 - boxes_M4[:, 0], boxes_M4[:, 3]], 1
-            )
+            boxes_M4 = mirrored(torch.from_numpy(boxes_M4)).numpy()
         drawn = [sample_region(rng, boxes_M4, level, self.config) for _ in range(_REGIONS_AN_IMAGE)]
         return {
             "crop": image_SS3,

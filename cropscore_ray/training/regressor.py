@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cropscore_ray.config import LocalizerConfig
 from cropscore_ray.errors import ConfigError
 from cropscore_ray.features import normalize_scores
+from cropscore_ray.geometry import IOU_THRESHOLD
 from cropscore_ray.grid import mirror_order, square_rectangles
 from cropscore_ray.localizer import (
     NUM_EVIDENCE,
@@ -36,7 +37,7 @@ from cropscore_ray.voting import mirrored
 
 _MIN_CHOOSING = 2  # fewer images cannot tell whether a class gained
 
-Progress = Callable[[str, int, int, Callable[[], str]], None]
+EpochProgress = Callable[[str, int, int, Callable[[], str]], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +99,7 @@ def train_localizer(
     num_classes: int,
     config: LocalizerConfig,
     seed: int,
-    progress: Progress,
+    progress: EpochProgress,
 ) -> tuple[Localizer, dict[str, Any]]:
     """Train the shared regressor, the class-wise ones and the confidence.
 
@@ -120,10 +121,10 @@ def train_localizer(
     shared = _train_shared(train, choosing, num_classes, config, progress)
     localizer = _train_classwise(shared, train, choosing, config, progress)
     boxes_N4 = localizer.boxes(judging.scores_NF, judging.classes_N)
-    hits_N = best_iou(boxes_N4, judging.boxes_NM4) >= 0.5
+    hits_N = best_iou(boxes_N4, judging.boxes_NM4) >= IOU_THRESHOLD
     confidence = fit_confidence(box_evidence(judging.scores_NF, boxes_N4), hits_N)
     shared_N4 = shared.boxes(judging.scores_NF, judging.classes_N)
-    shared_hits_N = best_iou(shared_N4, judging.boxes_NM4) >= 0.5
+    shared_hits_N = best_iou(shared_N4, judging.boxes_NM4) >= IOU_THRESHOLD
     metrics = {
         "num_train": len(train) // 2,  # mirrors aside
         "num_choosing": len(choosing),
@@ -152,7 +153,7 @@ def _train_shared(
     choosing: ScoredImages,
     num_classes: int,
     config: LocalizerConfig,
-    progress: Progress,
+    progress: EpochProgress,
 ) -> Localizer:
     """Return the regressor for all classes, of the epoch whose loss on `choosing` is lowest."""
     # Start from the mean first box: the regressor then learns only what scores tell.
@@ -201,7 +202,7 @@ def _train_classwise(
     train: ScoredImages,
     choosing: ScoredImages,
     config: LocalizerConfig,
-    progress: Progress,
+    progress: EpochProgress,
 ) -> Localizer:
     """Fine-tune the last layer of every class that has the images for it; keep what gained."""
     slot_of_class = localizer.slot_of_class.clone()

@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 
 from cropscore_ray import images
 from cropscore_ray.config import PreprocessConfig, VoterConfig
+from cropscore_ray.geometry import IOU_THRESHOLD
 from cropscore_ray.inference import InferenceNetwork, best_dtype
 from cropscore_ray.training.batches import Batch, on_device
 from cropscore_ray.training.dataset import Box, ImageDataset, LabelledImages, Request
@@ -130,7 +131,8 @@ class VoteObjective:
         loss = vote_losses(votes_N5V[:, 0], boxes_NV4, batch["boxes"]).mean()
         surest = votes_N5V[:, 0].argmax(1)
         each = torch.arange(len(surest), device=device)
-        hit = best_iou(boxes_NV4[each, surest].detach().clamp(0, 1), batch["boxes"]) >= 0.5
+        surest_N4 = boxes_NV4[each, surest].detach().clamp(0, 1)
+        hit = best_iou(surest_N4, batch["boxes"]) >= IOU_THRESHOLD
         return loss, hit.sum(), torch.tensor(len(hit), device=device)
 
     def _maps(self, batch: Batch) -> VoterMaps:

@@ -47,7 +47,7 @@ def test_all_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         "marginal_10k_to_100k/marginal_1k_to_10k": pytest.approx(
             values["marginal, 640 to 1,280 images"] / values["marginal, 64 to 640 images"]
         ),
-        "average_100k/average_1k": pytest.approx(
+        "overhead_100k/overhead_1k": pytest.approx(
             values["average, 1,280 images"] / values["average, 64 images"]
         ),
         "resume_99/full": pytest.approx(

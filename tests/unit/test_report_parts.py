@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
-from cropscore_ray import grid
+from cropscore_ray import grid, images
 from cropscore_ray.report import charts
 from cropscore_ray.report.gallery import choose, thumbnail
 
@@ -84,6 +84,14 @@ def encoded(width: int, height: int, mode: str = "RGB") -> bytes:
 def test_thumbnails_are_small_and_keep_the_aspect() -> None:
     with Image.open(io.BytesIO(thumbnail(encoded(1600, 800)))) as image:
         assert image.size == (400, 200)
+
+
+def test_what_is_transparent_is_black_in_thumbnails_as_it_is_for_networks() -> None:
+    out = io.BytesIO()
+    Image.new("RGBA", (64, 64), (255, 255, 255, 0)).save(out, "PNG")
+    with Image.open(io.BytesIO(thumbnail(out.getvalue()))) as image:
+        assert np.asarray(image).max() < 8
+    assert images.decode(out.getvalue()).max() == 0
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "I;16"])
