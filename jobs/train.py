@@ -7,7 +7,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
-from cropscore_ray import lock, schema, storage
+from cropscore_ray import lock, schema, shards, storage
 from cropscore_ray.bundle import (
     LOCALIZER,
     SCORER,
@@ -65,11 +65,25 @@ def run(
     """
     shown = progress or Progress()
     data, model = storage.absolute_uri(data), storage.absolute_uri(model)
+    if stage in ("classifier", "all") and not (config.classifier.epochs or config.classifier.init):
+        raise ConfigError(
+            f"recipe {config.recipe}: with classifier.epochs=0 the classifier is not trained, and "
+            "it has no first weights",
+            hint="name some with --init, such as torchvision:IMAGENET1K_V1",
+        )
     manifest = training_manifest(data, split)
+    first_uri = manifest.table["image_uri"][0].as_py() if len(manifest.table) else ""
+    if isinstance(shards.parse(first_uri), shards.Cell):
+        shown.say(
+            "note: each image is read with its whole row group of a Parquet file, epoch after "
+            "epoch; `cropscore pack` makes archives, of which it is read alone"
+        )
     config = adapt_config(config)
-    with lock.held(storage.join(model, "training"), shown.say):
+    with lock.held(storage.join(model, "training"), shown.say) as held:
         bundle = _open(stage, model, config, manifest)
-        run = TrainingRun(manifest_uri=data, split=split, model_uri=model, config=bundle.config)
+        run = TrainingRun(
+            manifest_uri=data, split=split, model_uri=model, config=bundle.config, held=held
+        )
         for one in STAGES if stage == "all" else (stage,):
             bundle = _train_stage(one, run, bundle, manifest, shown)
     return bundle
@@ -154,6 +168,7 @@ def _train_stage(
         shown.say(f"{stage}: already trained with these settings on these images")
         return bundle
     bundle.require(*_upstream(stage))
+    run.held.require()
     bundle = _drop_stale(stage, bundle, shown)
     if stage == "localizer":
         return _train_localizer(run, bundle, manifest, fingerprint, shown)
@@ -161,6 +176,7 @@ def _train_stage(
     finished = _fit(partial(training, run), stage, fingerprint, run, shown)
     for name, trained in finished.items():
         metrics = {"fingerprint": fingerprint, "epochs": trained["metrics"]}
+        run.held.require()
         bundle = save_part(bundle, name, trained["weights"], metrics=metrics)
     storage.delete_folder(_folder(run, stage))
     return bundle
@@ -196,6 +212,7 @@ def _train_localizer(
         scored = _score_images(run, bundle, manifest, shown)
         training = partial(train_regressors, run, storage.join(scored, "scores"))
         trained = _fit(training, "localizer", fingerprint, run, shown, num_workers=1)
+    run.held.require()
     bundle = save_part(
         bundle,
         LOCALIZER,
@@ -246,6 +263,7 @@ def _fit(
         training,
         name=f"{stage}-{fingerprint}",
         storage_uri=_folder(run, stage),
+        may_write=run.held.require,
         num_workers=num_workers or run.config.num_workers,
         min_workers=num_workers or run.config.min_workers,
         use_gpu=run.config.use_gpu,
@@ -275,7 +293,8 @@ def _stage_fingerprint(stage: str, run: TrainingRun, bundle: Bundle, manifest: M
         depends["settings"] = config["voter"]
     if stage != "classifier":
         depends["mode"] = config["mode"]
-        depends["shares"] = [config["localizer_fraction"], config["max_localizer_images"]]
+        most = config["max_localizer_images"] if stage == "localizer" else None
+        depends["shares"] = [config["localizer_fraction"], most]
     elif run.config.classifier.epochs:  # on the images that are not held back
         depends["shares"] = [config["localizer_fraction"], config["max_localizer_images"]]
         depends["held_back"] = [run.config.held_back_fraction, is_voting]

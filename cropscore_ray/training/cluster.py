@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ StepProgress = Callable[[str, int, int, str], None]
 Training = Callable[[Worker], Any]
 
 _STATE_FILE = "state.pt"
+_SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's
 _MAX_FAILURES = 3  # from one checkpoint to the next
 _PROGRESS_S = 0.3
 # glibc hands the pages of every large tensor back, and touching fresh ones is slow. Measured on
@@ -58,6 +60,7 @@ def fit(
     min_workers: int | None = None,
     use_gpu: bool | None,
     checkpoint_steps: int = 0,
+    may_write: Callable[[], None] | None = None,
     progress: StepProgress | None = None,
 ) -> Any:
     """Run a training on Ray Train workers and return rank 0's result.
@@ -73,6 +76,7 @@ def fit(
         min_workers: the fewest to go on with while nodes are missing; None: num_workers.
         use_gpu: one GPU each; None: see `runtime.takes_gpus`.
         checkpoint_steps: steps between checkpoints besides those at the ends of epochs.
+        may_write: called in rank 0 before each checkpoint; raises if there must be none.
         progress: called in this process as steps are taken.
 
     Raises:
@@ -94,7 +98,12 @@ def fit(
         worker_runtime_env={"env_vars": {} if scaling.use_gpu else _KEEP_PAGES},
     )
     with runtime.events(progress or _ignore) as queue:
-        loop_config = {"training": training, "queue": queue, "checkpoint_steps": checkpoint_steps}
+        loop_config = {
+            "training": training,
+            "queue": queue,
+            "checkpoint_steps": checkpoint_steps,
+            "may_write": partial(storage.persistently, storage_uri, may_write or _ignore),
+        }
         return _run_to_the_end(
             lambda: TorchTrainer(
                 _worker_loop,
@@ -123,7 +132,7 @@ def scaling_config(
 def _run_to_the_end(make_trainer: Callable[[], TorchTrainer], name: str, storage_uri: str) -> Any:
     """Run a training, and again as long as it fails but gets further; return its result."""
     while True:
-        before = _checkpoints(storage_uri, name)
+        before = _last_checkpoint(storage_uri, name)
         try:
             with _as_keyboard_interrupt():
                 return _unpack(make_trainer().fit().return_value)
@@ -134,7 +143,7 @@ def _run_to_the_end(make_trainer: Callable[[], TorchTrainer], name: str, storage
             ) from error
         except ray.train.TrainingFailedError as error:
             own = _own_error(error)
-            if not _would_come_again(own) and _checkpoints(storage_uri, name) != before:
+            if not _would_come_again(own) and _last_checkpoint(storage_uri, name) != before:
                 continue  # these failures were not all at one place
             raise own or CropscoreError(
                 f"training {name} failed: {runtime.innermost(error)}",
@@ -181,10 +190,26 @@ def _as_keyboard_interrupt() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _checkpoints(storage_uri: str, name: str) -> list[str]:
-    """Return the states that are there; other files come and go without any progress."""
-    files = storage.list_files(storage.join(storage_uri, name))
-    return [one for one in files if one.endswith(_STATE_FILE)]
+def _last_checkpoint(storage_uri: str, name: str) -> str | None:
+    """Return the checkpoint that a start goes on from; None if there is none.
+
+    Others may lie there that Ray Train does not know of: what came too late before a failure.
+
+    Raises:
+        StorageError: what Ray Train noted of its checkpoints cannot be read.
+    """
+    where = storage.join(storage_uri, name)
+    if not storage.exists(storage.join(where, _SNAPSHOT_FILE)):
+        return None
+    fs, path = storage.filesystem(where)
+    try:
+        checkpoint = ray.train.Result.from_path(path, storage_filesystem=fs).checkpoint
+    except Exception as error:  # Ray Train's own, which have no public name
+        raise StorageError(
+            f"cannot go on with training {name}: {where}/{_SNAPSHOT_FILE}: {error}",
+            hint=f"delete {where} to begin this training anew",
+        ) from error
+    return checkpoint.path if checkpoint else None
 
 
 def _ignore(*event: Any) -> None:
@@ -215,7 +240,7 @@ def _worker_loop(loop_config: dict[str, Any]) -> Any:
         wrap=_wrap,
         total=_total,
         checkpoint_steps=loop_config["checkpoint_steps"],
-        checkpoint=_report,
+        checkpoint=partial(_report, loop_config["may_write"]),
         progress=progress,
         resumed=_resumed_state(),
     )
@@ -255,10 +280,13 @@ def _total(sums: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _report(metrics: dict[str, Any], state: Callable[[], State]) -> None:
+def _report(
+    may_write: Callable[[], None], metrics: dict[str, Any], state: Callable[[], State]
+) -> None:
     """Save rank 0's state; the next steps are taken while it travels to the storage."""
     checkpoint = None
     if ray.train.get_context().get_world_rank() == 0:
+        may_write()
         folder = tempfile.mkdtemp()
         torch.save(state(), Path(folder) / _STATE_FILE)
         checkpoint = Checkpoint.from_directory(folder)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cropscore_ray import geometry, grid, images
 from cropscore_ray.config import ClassifierConfig, PreprocessConfig, ScorerConfig
+from cropscore_ray.geometry import Boxes
 from cropscore_ray.training.dataset import (
     Box,
     ImageDataset,
@@ -28,7 +29,7 @@ from cropscore_ray.training.dataset import (
 NO_OVERLAP = math.nan
 """Overlap of a crop whose target is its class."""
 
-Sampler = Callable[[np.random.Generator, Box], tuple[Box, float]]
+Sampler = Callable[[np.random.Generator, Boxes], tuple[Box, float]]
 """From a generator and the true boxes (unit, (M, 4)) to a unit crop and its overlap."""
 
 
@@ -38,7 +39,7 @@ def classifier_sampler(config: ClassifierConfig) -> Sampler:
     Area from min_area_fraction to 1, aspect from 3/4 to 4/3 (Szegedy et al. 2014, section 6).
     """
 
-    def sample(rng: np.random.Generator, boxes_M4: Box) -> tuple[Box, float]:
+    def sample(rng: np.random.Generator, boxes_M4: Boxes) -> tuple[Box, float]:
         area = rng.uniform(config.min_area_fraction, 1.0)
         aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         width = min(1.0, math.sqrt(area * aspect))
@@ -52,7 +53,7 @@ def classifier_sampler(config: ClassifierConfig) -> Sampler:
 def scorer_sampler(config: ScorerConfig) -> Sampler:
     """Draw a true box with context and jitter, or a square of the grid with its overlap."""
 
-    def sample(rng: np.random.Generator, boxes_M4: Box) -> tuple[Box, float]:
+    def sample(rng: np.random.Generator, boxes_M4: Boxes) -> tuple[Box, float]:
         if rng.random() < config.grid_fraction:
             return _sample_square(rng, boxes_M4)
         box = boxes_M4[rng.integers(len(boxes_M4))]
@@ -64,7 +65,7 @@ def scorer_sampler(config: ScorerConfig) -> Sampler:
     return sample
 
 
-def _sample_square(rng: np.random.Generator, boxes_M4: Box) -> tuple[Box, float]:
+def _sample_square(rng: np.random.Generator, boxes_M4: Boxes) -> tuple[Box, float]:
     """Draw a square so that all overlaps, from none to full, are seen alike often."""
     overlaps = square_overlaps(boxes_M4)
     chosen = evenly(rng, overlaps)
@@ -78,7 +79,7 @@ def evenly(rng: np.random.Generator, overlaps_S: NDArray[np.float64]) -> int:
     return int(rng.choice(near))
 
 
-def square_overlaps(boxes_M4: Box) -> NDArray[np.float64]:
+def square_overlaps(boxes_M4: Boxes) -> NDArray[np.float64]:
     """Return sqrt(coverage * purity) of each square with the box it fits best, (140,).
 
     0 beside the objects, 1 where square and box are one (METHOD section 8).

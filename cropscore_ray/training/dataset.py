@@ -8,16 +8,19 @@ Shape suffixes: M true boxes.
 
 import logging
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from cropscore_ray import fetch, images
 from cropscore_ray.config import PreprocessConfig
 from cropscore_ray.errors import DataError, ImageError
+from cropscore_ray.geometry import Boxes
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +29,47 @@ _ATTEMPTS = 100  # an image set with this many unreadable images in a row is no 
 Box = NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class Texts(Sequence[str]):
+    """A list of texts in one piece of memory.
+
+    Of a plain list, a process that was forked would soon own a copy: to look at an object is to
+    count that, in the object.
+    """
+
+    values: pa.StringArray
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.values[int(i)].as_py()
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged(Sequence[Boxes]):
+    """A list of each image's boxes in one piece of memory; why, see Texts."""
+
+    flat_B4: Boxes  # noqa: N815
+    ends: NDArray[np.int64]
+    """Where each image's boxes end in the flat ones."""
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, i: Any) -> Any:
+        if i >= len(self):
+            raise IndexError(i)
+        return self.flat_B4[self.ends[i - 1] if i else 0 : self.ends[i]]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledImages:
     """Images with their classes and true boxes, as columns."""
 
-    uris: list[str]
+    uris: Sequence[str]
     classes: NDArray[np.int64]
-    boxes: list[Box]
+    boxes: Sequence[Boxes]
     """Pixels of the original image, (M, 4); empty where there are none."""
 
     def __len__(self) -> int:
@@ -100,7 +137,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def _sample(self, request: Request) -> dict[str, Any]:
         """Return what is drawn from an image; ImageError if it cannot be read."""
 
-    def _read(self, request: Request) -> tuple[np.random.Generator, images.Pixels, Box]:
+    def _read(self, request: Request) -> tuple[np.random.Generator, images.Pixels, Boxes]:
         """Return an image's own generator in its epoch, its pixels and its unit boxes."""
         rng = np.random.default_rng((self.seed, request.epoch, request.image))
         pixels = images.decode(fetch.fetch_image(self.data.uris[request.image]))

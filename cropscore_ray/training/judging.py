@@ -1,7 +1,7 @@
 """What trained networks say of images, in a worker: a voter's confidence, and the baselines."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -88,7 +88,7 @@ def fit_baselines(bundle: Bundle, rows: pa.Table, worker: Worker) -> dict[str, A
     }
 
 
-def _readable(uris: list[str], told: Told) -> Iterator[tuple[int, Pixels | Tensor]]:
+def _readable(uris: Sequence[str], told: Told) -> Iterator[tuple[int, Pixels | Tensor]]:
     """Yield the images that can be read, and where they stand; the next is decoded meanwhile.
 
     Pillow decodes for a GPU too, as it does for trainings.
@@ -99,7 +99,7 @@ def _readable(uris: list[str], told: Told) -> Iterator[tuple[int, Pixels | Tenso
     cpu = torch.device("cpu")
     decoded = chain.from_iterable(
         decode_ahead(fetched, group=1, max_megapixels=MAX_MEGAPIXELS, device=cpu)
-        for fetched in fetch.fetch_ahead(uris)
+        for fetched in fetch.fetch_ahead(list(uris))
     )
     for i, [pixels] in enumerate(decoded):
         if isinstance(pixels, ImageError):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cropscore_ray import grid, images
 from cropscore_ray.config import PreprocessConfig, ScorerConfig
+from cropscore_ray.geometry import Boxes
 from cropscore_ray.training.crops import NO_OVERLAP, evenly, square_overlaps
 from cropscore_ray.training.dataset import Box, ImageDataset, LabelledImages, Request
 from cropscore_ray.voting import mirrored
@@ -60,7 +61,7 @@ class PyramidDataset(ImageDataset):
 
 
 def sample_region(
-    rng: np.random.Generator, boxes_M4: Box, level: int, config: ScorerConfig
+    rng: np.random.Generator, boxes_M4: Boxes, level: int, config: ScorerConfig
 ) -> tuple[NDArray[np.int64], float]:
     """Draw a block of cells: a square of the step's level with its overlap, or an object's cells.
 

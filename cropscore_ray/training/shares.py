@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from cropscore_ray.config import TrainConfig
 from cropscore_ray.errors import DataError
+from cropscore_ray.lock import Held
 from cropscore_ray.manifest import Manifest, read_manifest
-from cropscore_ray.training.dataset import LabelledImages
+from cropscore_ray.training.dataset import LabelledImages, Ragged, Texts
 
 _MOST_VOTED = 5000  # each is scored alone, and more say nothing new of a confidence
 
@@ -23,6 +24,8 @@ class TrainingRun:
     split: str | None
     model_uri: str
     config: TrainConfig
+    held: Held
+    """The lock of the bundle, which is looked at before anything is written there."""
 
 
 def training_manifest(uri: str, split: str | None) -> Manifest:
@@ -154,13 +157,13 @@ def _labelled(manifest: Manifest) -> pa.Table:
 
 def labelled_images(rows: pa.Table) -> LabelledImages:
     """Return the columns that a training reads."""
-    boxes = [
-        np.array(some or [], np.float64).reshape(-1, 4) for some in rows["gt_boxes"].to_pylist()
-    ]
+    boxes = rows["gt_boxes"]
+    sides = pc.list_flatten(pc.list_flatten(boxes)).to_numpy().astype(np.float64)
+    num_boxes = pc.fill_null(pc.list_value_length(boxes), 0).to_numpy()
     return LabelledImages(
-        uris=rows["image_uri"].to_pylist(),
+        uris=Texts(rows["image_uri"].combine_chunks()),
         classes=rows["class_index"].to_numpy().astype(np.int64),
-        boxes=boxes,
+        boxes=Ragged(sides.reshape(-1, 4), np.cumsum(num_boxes, dtype=np.int64)),
     )
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 
 from cropscore_ray import images
 from cropscore_ray.config import PreprocessConfig, VoterConfig
-from cropscore_ray.geometry import IOU_THRESHOLD
+from cropscore_ray.geometry import IOU_THRESHOLD, Boxes
 from cropscore_ray.inference import InferenceNetwork, best_dtype
 from cropscore_ray.training.batches import Batch, on_device
 from cropscore_ray.training.dataset import Box, ImageDataset, LabelledImages, Request
@@ -67,7 +67,7 @@ class VoteDataset(ImageDataset):
         return {**views, "class_index": int(self.data.classes[request.image]), "boxes": boxes}
 
 
-def draw_window(rng: np.random.Generator, boxes_M4: Box, smallest: float) -> tuple[Box, Box]:
+def draw_window(rng: np.random.Generator, boxes_M4: Boxes, smallest: float) -> tuple[Box, Box]:
     """Draw a part of the image, and return it with the boxes as they lie in it.
 
     Every second image is seen whole, and so is one whose window would leave out all objects.

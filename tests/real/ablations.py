@@ -29,6 +29,7 @@ from cropscore_ray import grid, images
 from cropscore_ray.bundle import Bundle, load_bundle
 from cropscore_ray.config import LocalizerConfig
 from cropscore_ray.fetch import fetch_image
+from cropscore_ray.geometry import IOU_THRESHOLD
 from cropscore_ray.images import Pixels
 from cropscore_ray.manifest import Manifest, read_manifest
 from cropscore_ray.scoring import CropScorer
@@ -122,14 +123,17 @@ def cached(cache: Path, bundle: Bundle, some: Images, kind: str, *, mirrored: bo
     return scores_NF
 
 
-def wrong_by_seed(data: Data, config: LocalizerConfig) -> NDArray[np.bool_]:
-    """Train a localizer a seed; return which val images each gets wrong, (seeds, N)."""
+def wrong_by_seed(data: Data, config: LocalizerConfig) -> tuple[NDArray[np.bool_], list[int]]:
+    """Train a localizer a seed; return which val images each gets wrong, (seeds, N).
+
+    And how many classes took a last layer of their own: where images are few, none may.
+    """
     torch.set_num_threads(1)
-    found = []
+    found, num_classwise = [], []
     num_held = max(2, round(len(data.train) * config.held_back_fraction))
     for seed in SEEDS:
         order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
-        localizer, _ = train_localizer(
+        localizer, metrics = train_localizer(
             data.train.take(order[num_held:]),
             data.train.take(order[: num_held // 2]),
             data.train.take(order[num_held // 2 : num_held]),
@@ -139,8 +143,9 @@ def wrong_by_seed(data: Data, config: LocalizerConfig) -> NDArray[np.bool_]:
             progress=lambda *_: None,
         )
         boxes_N4 = localizer.boxes(data.val.scores_NF, data.val.classes_N)
-        found.append((best_iou(boxes_N4, data.val.boxes_NM4) < 0.5).numpy())
-    return np.stack(found)
+        found.append((best_iou(boxes_N4, data.val.boxes_NM4) < IOU_THRESHOLD).numpy())
+        num_classwise.append(metrics["num_classwise"])
+    return np.stack(found), num_classwise
 
 
 def line(name: str, wrong_SN: NDArray[np.bool_], is_single_N: NDArray[np.bool_]) -> str:
@@ -164,7 +169,7 @@ def rows(
         if loss != config.loss:
             yield loss, base, replace(config, loss=loss)
     classwise = replace(config, classwise_min_images=2)
-    yield "last layers of classes with 2 images or more", base, classwise
+    yield "classes with 2 images or more may have last layers of their own", base, classwise
     for name, data in others.items():
         yield name, data, config
 
@@ -228,7 +233,10 @@ def main() -> None:
     print(f"| {bundle.config.mode} | {len(is_single_N)} images | single-box | multi-box |")
     print("|---|---|---|---|")
     for name, some, config in rows(base, bundle.config.localizer, others):
-        print(line(name, wrong_by_seed(some, config), is_single_N), flush=True)
+        wrong_SN, num_classwise = wrong_by_seed(some, config)
+        if any(num_classwise) or "2 images" in name:
+            name = f"{name} ({', '.join(map(str, num_classwise))} classes did)"
+        print(line(name, wrong_SN, is_single_N), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Which config a training begins as, and what it may not change."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -10,7 +12,9 @@ from cropscore_ray import lock
 from cropscore_ray.bundle import Bundle, load_bundle, save_bundle
 from cropscore_ray.errors import ConfigError, RunConflictError
 from cropscore_ray.jobs import recipes, train
+from cropscore_ray.lock import Held
 from cropscore_ray.manifest import Manifest, write_manifest
+from cropscore_ray.progress import Progress
 from cropscore_ray.schema import MANIFEST, ImageClass
 from cropscore_ray.settings import with_settings
 from cropscore_ray.training.shares import TrainingRun
@@ -85,7 +89,9 @@ def test_what_no_classifier_learnt_from_may_be_set(tmp_path: Path, model: str) -
 
 def fingerprint(stage: str, model: str, *settings: str) -> str:
     config = with_settings(load_bundle(model).config, list(settings))
-    run = TrainingRun(manifest_uri="", split=None, model_uri=model, config=config)
+    run = TrainingRun(
+        manifest_uri="", split=None, model_uri=model, config=config, held=Held(folder_uri=model)
+    )
     return train._stage_fingerprint(stage, run, load_bundle(model), IMAGES)
 
 
@@ -102,6 +108,63 @@ def test_trained_classifiers_depend_on_what_is_held_back(model: str, setting: st
     other = ["voter.held_back_fraction=0.3", "mode=pyramid"]
     assert fingerprint("classifier", model, *other) == fingerprint("classifier", model)
     assert fingerprint("classifier", model, "mode=votes") != fingerprint("classifier", model)
+
+
+def test_the_scorer_does_not_depend_on_how_many_images_the_localizer_has(model: str) -> None:
+    most = "max_localizer_images=9"
+    assert fingerprint("scorer", model, most) == fingerprint("scorer", model)
+    assert fingerprint("localizer", model, most) != fingerprint("localizer", model)
+
+
+@pytest.mark.parametrize("recipe", ["best", "overlap", "pyramid", "ilsvrc-4k"])
+def test_a_recipe_that_trains_no_classifier_wants_given_weights(
+    tmp_path: Path, recipe: str
+) -> None:
+    model = tmp_path / "model"
+    with pytest.raises(ConfigError, match=f"recipe {recipe}: .*no first weights") as caught:
+        train.run("all", data="", model=str(model), config=recipes.get(recipe))
+    assert "--init" in str(caught.value.hint)
+    assert not model.exists()
+
+
+@pytest.mark.parametrize("stage", ["classifier", "scorer", "localizer"])
+def test_a_training_that_lost_its_bundle_to_another_writes_nothing_there(
+    model: str, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """Its lock was taken while its networks learnt."""
+    taken = False
+
+    def require(held: Held) -> None:
+        if taken:
+            raise RunConflictError(f"another run took over {held.folder_uri}")
+
+    def fit(training: Any, **options: Any) -> dict[str, Any]:
+        nonlocal taken
+        taken = True
+        with pytest.raises(RunConflictError):
+            options["may_write"]()
+        trained = {"weights": {}, "tensors": {}, "metrics": {}, "baselines": {}}
+        return {"classifier": {"classifier-0": trained}, "scorer": {"scorer": trained}}.get(
+            stage, trained
+        )
+
+    monkeypatch.setattr(Held, "require", require)
+    monkeypatch.setattr(train.cluster, "fit", fit)
+    monkeypatch.setattr(train, "_score_images", lambda *_: "scores")
+    found = load_bundle(model)
+    bundle = replace(found, parts={**found.parts, "scorer": {"sha256": "1", "metrics": {}}})
+    run = TrainingRun(
+        manifest_uri="",
+        split=None,
+        model_uri=model,
+        config=bundle.config,
+        held=Held(folder_uri=model),
+    )
+    before = [one.relative_to(model) for one in Path(model).rglob("*.safetensors")]
+    with pytest.raises(RunConflictError, match="took over"):
+        train._train_stage(stage, run, bundle, IMAGES, Progress(io.StringIO()))
+    after = [one.relative_to(model) for one in Path(model).rglob("*.safetensors")]
+    assert set(after) <= set(before)
 
 
 def test_another_set_of_classes_is_refused(model: str) -> None:

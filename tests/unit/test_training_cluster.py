@@ -5,12 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import ActorDiedError
 from ray.train import TrainingFailedError, WorkerGroupError
 
 from cropscore_ray import runtime, storage
 from cropscore_ray.errors import ConfigError, CropscoreError, DataError, StorageError
-from cropscore_ray.training.cluster import _run_to_the_end, cores_of_worker, scaling_config
+from cropscore_ray.training.cluster import (
+    _last_checkpoint,
+    _run_to_the_end,
+    cores_of_worker,
+    scaling_config,
+)
 
 
 @pytest.fixture
@@ -84,6 +90,46 @@ def test_a_worker_has_its_share_of_the_cores_that_its_node_has(
     assert cores_of_worker(cpus, workers) == expected
 
 
+def note_checkpoint(folder: Path, name: str = "checkpoint_1") -> None:
+    """Leave what Ray Train leaves that has registered a checkpoint."""
+    storage.write_bytes(str(folder / name / "state.pt"), b"")
+    result = {"checkpoint_dir_name": name, "metrics": {}}
+    noted = {
+        "ray_version": ray.__version__,
+        "checkpoint_results": [result],
+        "checkpoint_report_indices": [1],
+        "latest_checkpoint_result": result,
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+        "current_report_index": 1,
+        "validated_checkpoint_dir_names": [],
+        "timed_out_validation_checkpoint_dir_names": [],
+        "failed_validation_checkpoint_dir_names": [],
+    }
+    storage.write_json(str(folder / "checkpoint_manager_snapshot.json"), noted)
+
+
+def test_the_checkpoint_that_a_start_goes_on_from_is_the_noted_one(tmp_path: Path) -> None:
+    assert _last_checkpoint(str(tmp_path), "x") is None
+    note_checkpoint(tmp_path / "x", "checkpoint_1")
+    storage.write_bytes(str(tmp_path / "x/checkpoint_2/state.pt"), b"came too late to be noted")
+    assert _last_checkpoint(str(tmp_path), "x") == str(tmp_path / "x/checkpoint_1")
+
+
+@pytest.mark.parametrize("damage", ["torn", "gone"])
+def test_a_training_whose_notes_of_checkpoints_are_damaged_says_so(
+    tmp_path: Path, damage: str
+) -> None:
+    note_checkpoint(tmp_path / "x")
+    if damage == "torn":
+        storage.write_bytes(str(tmp_path / "x/checkpoint_manager_snapshot.json"), b"")
+    else:
+        storage.delete_folder(str(tmp_path / "x/checkpoint_1"))
+    with pytest.raises(StorageError, match="cannot go on with training x") as caught:
+        _run_to_the_end(lambda: Failing(tmp_path, RuntimeError()), "x", str(tmp_path))
+    assert caught.value.hint == f"delete {tmp_path}/x to begin this training anew"
+
+
 class Failing:
     """A trainer that fails, the first time with a new checkpoint."""
 
@@ -94,7 +140,7 @@ class Failing:
 
     def fit(self) -> Any:
         self.num_fits += 1
-        storage.write_bytes(str(self.folder / "x/checkpoint/state.pt"), b"")
+        note_checkpoint(self.folder / "x")
         raise WorkerGroupError("Traceback\nRuntimeError: lost", {1: self.failure})
 
 

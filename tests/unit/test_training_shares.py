@@ -12,7 +12,12 @@ from cropscore_ray.config import LocalizerConfig, ScorerConfig, TrainConfig, Vot
 from cropscore_ray.manifest import Manifest
 from cropscore_ray.schema import MANIFEST, ImageClass
 from cropscore_ray.training import shares
-from cropscore_ray.training.shares import boxed_rows, classifier_rows, split_boxed
+from cropscore_ray.training.shares import (
+    boxed_rows,
+    classifier_rows,
+    labelled_images,
+    split_boxed,
+)
 
 CONFIG = TrainConfig(recipe="test")
 
@@ -149,3 +154,28 @@ def test_more_images_than_tell_something_are_not_held_back_for_votes(
     manifest = a_manifest([i % 5 for i in range(100)], [True] * 100)
     assert len(split_boxed(manifest, replace(CONFIG, mode="votes")).judging) == 3
     assert len(split_boxed(manifest, CONFIG).judging) == 4
+
+
+def test_columns_say_what_the_rows_do() -> None:
+    manifest = a_manifest([0, 1, 2, 3], [True, False, True, False])
+    rows = manifest.table.set_column(
+        5,
+        MANIFEST.field("gt_boxes"),
+        pa.array(
+            [[[1, 2, 30, 20], [0, 0, 5, 5]], [], [[3, 4, 5, 6]], None],
+            MANIFEST.field("gt_boxes").type,
+        ),
+    )
+    # Chunks, a slice: what Arrow has in memory is more than the rows.
+    for some in (rows, pa.concat_tables([rows.slice(0, 1), rows.slice(1)]), rows.slice(1, 3)):
+        found = labelled_images(some)
+        assert list(found.uris) == some["image_uri"].to_pylist()
+        assert [one.tolist() for one in found.boxes] == [
+            one or [] for one in some["gt_boxes"].to_pylist()
+        ]
+        assert len(found) == len(found.boxes) == len(some)
+        assert all(one.shape == (len(one), 4) for one in found.boxes)
+    taken = labelled_images(rows).take(np.array([2, 0]))
+    assert [one.tolist() for one in taken.boxes] == [[[3, 4, 5, 6]], [[1, 2, 30, 20], [0, 0, 5, 5]]]
+    with pytest.raises(IndexError):
+        labelled_images(rows).boxes[4]

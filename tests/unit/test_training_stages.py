@@ -13,6 +13,7 @@ from models import random_model
 from cropscore_ray import storage
 from cropscore_ray.errors import DataError
 from cropscore_ray.jobs import recipes
+from cropscore_ray.lock import Held
 from cropscore_ray.manifest import Manifest, write_manifest
 from cropscore_ray.schema import MANIFEST, SCORES, ImageClass
 from cropscore_ray.settings import with_settings
@@ -50,7 +51,8 @@ def run(tmp_path: Path, model: str) -> TrainingRun:
     uri = str(tmp_path / "manifest")
     write_manifest(uri, manifest)
     config = with_settings(recipes.smoke(), ["localizer.held_back_fraction=0.4"])
-    return TrainingRun(manifest_uri=uri, split=None, model_uri=model, config=config)
+    held = Held(folder_uri=model)
+    return TrainingRun(manifest_uri=uri, split=None, model_uri=model, config=config, held=held)
 
 
 def shares_of(run: TrainingRun) -> Shares:
