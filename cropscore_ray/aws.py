@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from string import Template
 from typing import Any
 
-from cropscore_ray import declarations
-from cropscore_ray.errors import ConfigError
+from cropscore_ray import declarations, rules
+from cropscore_ray.declarations import ON_DEMAND, SPOT
 
 FAMILIES = {"t4": "g4dn", "a10g": "g5", "l4": "g6", "l40s": "g6e"}
 """Instance types by GPU; 2xlarge and 4xlarge of each have one."""
-SPOT, ON_DEMAND = "spot", "on-demand"
 TOKEN_FOLDER = "~/.ray"
 """On a node: Ray looks for the file auth_token in it."""
 _POLICIES = ("aws-head-policy.json", "aws-worker-policy.json", "aws-user-policy.json")
@@ -62,14 +61,10 @@ class AwsConfig:
     def __post_init__(self) -> None:
         for field, (pattern, rule) in _RULES.items():
             value = getattr(self, field)
-            if value is not None and not re.fullmatch(pattern, value):
-                raise ConfigError(f"aws.{field} is {value!r}, but it must be {rule}")
-        if self.gpu not in FAMILIES:
-            known = ", ".join(FAMILIES)
-            raise ConfigError(f"aws.gpu is {self.gpu!r}, but it must be one of {known}")
-        for field in ("max_gpus", "idle_minutes"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"aws.{field} is {getattr(self, field)}, but it must be above 0")
+            if value is not None:
+                rules.require(bool(re.fullmatch(pattern, value)), f"aws.{field}", value, rule)
+        rules.one_of(tuple(FAMILIES), "aws.gpu", self.gpu)
+        rules.check(self, "aws", "1 or more", "max_gpus", "idle_minutes")
 
 
 def files(config: AwsConfig, comment: str) -> dict[str, str]:

@@ -7,6 +7,9 @@ import yaml
 
 from cropscore_ray.errors import ConfigError
 
+SPOT, ON_DEMAND = "spot", "on-demand"
+"""How nodes are bought: spot ones may be taken away."""
+
 FOLDER = Path(__file__).parent / "cluster"
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from cropscore_ray import __version__, declarations
+from cropscore_ray import __version__, declarations, rules
+from cropscore_ray.declarations import ON_DEMAND, SPOT
 from cropscore_ray.errors import ConfigError
 
 Manifest = dict[str, Any]
 
-SPOT, ON_DEMAND = "spot", "on-demand"
 DAY = "{date}"
 """Stands in a nightly command for the day that the job starts on, as 2014-09-06 (UTC)."""
 _LONGEST_NAME = 47
@@ -89,23 +89,22 @@ class KubeRayConfig:
 
     def __post_init__(self) -> None:
         _check_name(self.name)
-        _check("cloud", self.cloud, self.cloud in CLOUDS, f"one of {', '.join(CLOUDS)}")
-        for name in ("max_gpus", "gpus_per_node", "idle_s"):
-            value = getattr(self, name)
-            _check(name, value, value >= 1, "1 or more")
-        _check("max_cpu_nodes", self.max_cpu_nodes, self.max_cpu_nodes >= 0, "0 or more")
-        whole = self.max_gpus % self.gpus_per_node == 0
-        _check("max_gpus", self.max_gpus, whole, f"a multiple of {self.gpus_per_node} a node")
+        rules.one_of(tuple(CLOUDS), "kuberay.cloud", self.cloud)
+        rules.check(self, "kuberay", "1 or more", "max_gpus", "gpus_per_node", "idle_s")
+        rules.check(self, "kuberay", "0 or more", "max_cpu_nodes")
+        whole, of = self.max_gpus % self.gpus_per_node == 0, f"{self.gpus_per_node} a node"
+        rules.require(whole, "kuberay.max_gpus", self.max_gpus, f"a multiple of {of}")
         if self.gpu is not None:
-            known = [gpu for gpu, kind in GPUS.items() if self.cloud in kind.labels]
-            _check("gpu", self.gpu, self.gpu in known, f"one of {', '.join(known) or 'none'}")
+            known = tuple(gpu for gpu, kind in GPUS.items() if self.cloud in kind.labels)
+            rules.one_of(known or ("none",), "kuberay.gpu", self.gpu)
         if self.cloud == "other" and (SPOT in self.markets or self.role):
             raise ConfigError(
                 "spot nodes and roles have no labels that all clouds share",
                 hint="say --cloud eks or gke, or --on-demand without a role",
             )
         for name, value in self.settings.items():
-            _check("settings", name, not _is_secret(name, value), "no secret: all may read them")
+            is_plain, rule = not _is_secret(name, value), "no secret: all may read them"
+            rules.require(is_plain, "kuberay.settings", name, rule)
 
 
 def cluster(config: KubeRayConfig) -> list[Manifest]:
@@ -140,7 +139,8 @@ def nightly(config: KubeRayConfig, command: list[str], schedule: str) -> list[Ma
         command: the words after `cropscore`; DAY in them becomes the day.
         schedule: minute, hour, day of month, month, day of week, as cron has them.
     """
-    _check("schedule", schedule, len(schedule.split()) == 5, 'five fields, as "0 2 * * *"')
+    has_five = len(schedule.split()) == 5
+    rules.require(has_five, "kuberay.schedule", schedule, 'five fields, as "0 2 * * *"')
     cron = declarations.read("kuberay/cronjob.yaml")
     cron["metadata"]["name"] = f"{config.name}-nightly"
     cron["spec"]["schedule"] = schedule
@@ -235,15 +235,10 @@ def _pod_spec(template: Manifest) -> Manifest:
     return spec
 
 
-def _check(name: str, value: object, holds: bool, rule: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name} is {value}, but it must be {rule}")
-
-
 def _check_name(name: str) -> None:
     is_label = re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= _LONGEST_NAME
     rule = f"at most {_LONGEST_NAME} small letters, digits and hyphens, a letter first"
-    _check("name", name, bool(is_label), rule)
+    rules.require(bool(is_label), "kuberay.name", name, rule)
 
 
 def _is_secret(name: str, value: str) -> bool:

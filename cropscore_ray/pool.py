@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from cropscore_ray import runtime
+from cropscore_ray import rules, runtime
 from cropscore_ray.errors import ConfigError
 
 _SHARE = 0.75
@@ -23,12 +23,10 @@ class WorkerConfig:
     some, which Ray's own autoscaler does not say."""
 
     def __post_init__(self) -> None:
-        if self.num_workers is not None and self.num_workers < 1:
-            raise ConfigError(f"num_workers is {self.num_workers}, but it must be 1 or more")
-        if self.gpus_per_worker is not None and not 0 <= self.gpus_per_worker <= 1:
-            raise ConfigError(
-                f"gpus_per_worker is {self.gpus_per_worker}, but it must be from 0 to 1"
-            )
+        if self.num_workers is not None:
+            rules.check(self, "workers", "1 or more", "num_workers")
+        if self.gpus_per_worker is not None:
+            rules.check(self, "workers", "from 0 to 1", "gpus_per_worker")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

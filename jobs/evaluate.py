@@ -64,7 +64,7 @@ def _read(
         return read_ilsvrc(uri, manifest if split is None else manifest.only(split)), None
     if format != "devkit":
         raise ConfigError(f"format: {format!r} is not one of {', '.join(FORMATS)}")
-    return read_devkit(uri, _one_split(manifest, split), read_ids(_required(meta))), None
+    return read_devkit(uri, _one_split(manifest, split), read_ids(meta)), None
 
 
 def _read_own(uri: str) -> tuple[pa.Table, list[float] | None]:
@@ -85,15 +85,6 @@ def _one_split(manifest: Manifest, split: str | None) -> Manifest:
             hint="choose one with --split NAME",
         )
     return manifest.only(split)
-
-
-def _required(meta: str | None) -> str:
-    if meta is None:
-        raise ConfigError(
-            "the devkit format needs the development kit's meta file",
-            hint="add --meta .../data/meta_clsloc.mat",
-        )
-    return meta
 
 
 def render(evaluation: Evaluation) -> str:

@@ -25,16 +25,12 @@ def run(predictions_uri: str, *, format: str, out: str, meta: str | None = None)
     """
     if format not in FORMATS:
         raise ConfigError(f"format: {format!r} is not one of {', '.join(FORMATS)}")
-    if format == "devkit" and meta is None:
-        raise ConfigError(
-            "the devkit format needs the development kit's meta file",
-            hint="add --meta .../data/meta_clsloc.mat",
-        )
+    ids = read_ids(meta) if format == "devkit" else None
     predictions = read_predictions(predictions_uri)
     if predictions.run is not None and not predictions.run.get("complete"):
         logger.warning("%s is not complete; images not done yet are left out", predictions_uri)
-    if meta is not None and format == "devkit":
-        write_devkit(out, predictions.table, read_ids(meta))
+    if ids is not None:
+        write_devkit(out, predictions.table, ids)
     else:
         {"ilsvrc": write_ilsvrc, "coco": write_coco, "csv": write_csv}[format](
             out, predictions.table

@@ -47,7 +47,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _markets(spot: bool, on_demand: bool) -> tuple[str, ...]:
-    chosen = {kuberay.SPOT: spot, kuberay.ON_DEMAND: on_demand}
+    chosen = {declarations.SPOT: spot, declarations.ON_DEMAND: on_demand}
     return tuple(market for market in chosen if chosen[market]) or tuple(chosen)
 
 

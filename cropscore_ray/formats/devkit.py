@@ -18,7 +18,7 @@ import pyarrow as pa
 from scipy import io as scipy_io
 
 from cropscore_ray import storage
-from cropscore_ray.errors import DataError
+from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.formats import guess_lines
 from cropscore_ray.formats.guess_lines import Guess
 from cropscore_ray.manifest import Manifest
@@ -78,7 +78,7 @@ def read_devkit(uri: str, manifest: Manifest, ids: dict[str, int]) -> pa.Table:
     return guess_lines.to_predictions(manifest, zip(image_ids, guesses, strict=True))
 
 
-def read_ids(meta_uri: str) -> dict[str, int]:
+def read_ids(meta_uri: str | None) -> dict[str, int]:
     """Read the kit's id of each wnid.
 
     Args:
@@ -86,8 +86,14 @@ def read_ids(meta_uri: str) -> dict[str, int]:
             of `id wnid`, separated by blanks or a comma; more columns and a header may follow.
 
     Raises:
+        ConfigError: No file was named.
         DataError: The file holds no such table.
     """
+    if meta_uri is None:
+        raise ConfigError(
+            "the devkit format needs the development kit's meta file",
+            hint="add --meta .../data/meta_clsloc.mat",
+        )
     is_mat = meta_uri.endswith(".mat")
     pairs = _mat_pairs(meta_uri) if is_mat else _text_pairs(guess_lines.read_text(meta_uri))
     ids = {wnid: kit_id for kit_id, wnid in pairs}

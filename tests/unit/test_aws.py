@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from cropscore_ray import aws, declarations
 from cropscore_ray.cli import main
+from cropscore_ray.declarations import ON_DEMAND, SPOT
 from cropscore_ray.errors import ConfigError
 
 ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/vision/cropscore:0.1.0-cuda"
@@ -32,7 +33,7 @@ ALL = [
     replace(CONFIG, gpu=gpu, markets=markets, max_gpus=max_gpus, image=image, ami=ami)
     for gpu, markets, max_gpus, image, ami in itertools.product(
         aws.FAMILIES,
-        [(aws.SPOT, aws.ON_DEMAND), (aws.SPOT,), (aws.ON_DEMAND,)],
+        [(SPOT, ON_DEMAND), (SPOT,), (ON_DEMAND,)],
         [1, 64],
         [CONFIG.image, ECR],
         [None, "ami-0123456789abcdef0"],
@@ -122,7 +123,7 @@ def test_kinds_of_nodes_have_shares_of_the_gpus(config: aws.AwsConfig) -> None:
     for name, one in workers.items():
         is_spot = "InstanceMarketOptions" in one["node_config"]
         assert is_spot == name.startswith("spot")
-        assert one["labels"]["ray.io/market-type"] == (aws.SPOT if is_spot else aws.ON_DEMAND)
+        assert one["labels"]["ray.io/market-type"] == (SPOT if is_spot else ON_DEMAND)
         assert one["labels"]["ray.io/market-type"] in config.markets
         assert one["min_workers"] == 0
         assert one["resources"]["GPU"] == 1

@@ -12,7 +12,7 @@ import pytest
 from cropscore_ray import run_folder, schema
 from cropscore_ray.cli import main
 from cropscore_ray.evaluate import evaluate
-from cropscore_ray.jobs import recipes
+from cropscore_ray.jobs import bench, recipes
 from cropscore_ray.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,6 +178,16 @@ def test_design_describes_the_keys_of_evaluate_json() -> None:
     for group in ("error", "baselines", "max_box_acc", "by_num_boxes"):
         for name in values[group]:
             assert f"`{name}`" in described, name
+
+
+def test_design_describes_the_ratios_of_bench_json() -> None:
+    described = first_column(section(page("docs/design.md"), "## bench --json"))
+    modes = [f"pipeline/bare:{mode}" for mode in ("exact", "pyramid")]
+    source = Path(bench.__file__).read_text()
+    named = re.findall(r'ratios\["([^"]+)"\]', source)
+    named += re.findall(r'"([^"{]+/[^"{]+)": ratio\(', source)
+    of_scorer = [f"{over}/{under}" for over, under in bench.RATIOS]
+    assert sorted(described) == sorted([*of_scorer, *named, *modes])
 
 
 def test_every_recipe_is_described() -> None:

@@ -18,8 +18,9 @@ from jsonschema import Draft202012Validator
 
 from cropscore_ray import __version__, declarations, kuberay
 from cropscore_ray.cli import main
+from cropscore_ray.declarations import ON_DEMAND, SPOT
 from cropscore_ray.errors import ConfigError
-from cropscore_ray.kuberay import DAY, GPUS, ON_DEMAND, SPOT, KubeRayConfig
+from cropscore_ray.kuberay import DAY, GPUS, KubeRayConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CRDS = Path(__file__).parent / "kuberay-crds"
