@@ -249,11 +249,11 @@ def test_a_nightly_command_gets_the_day_and_its_words_stay_whole(tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"name": "Cropscore"}, "name is Cropscore"),
+        ({"name": "Cropscore"}, "name is 'Cropscore'"),
         ({"name": "c" * 48}, "at most 47"),
-        ({"cloud": "moon"}, "cloud is moon"),
-        ({"gpu": "h20"}, "gpu is h20"),
-        ({"gpu": "l40s", "cloud": "gke"}, "gpu is l40s"),
+        ({"cloud": "moon"}, "cloud is 'moon'"),
+        ({"gpu": "h20"}, "gpu is 'h20'"),
+        ({"gpu": "l40s", "cloud": "gke"}, "gpu is 'l40s'"),
         ({"max_gpus": 12, "gpus_per_node": 8}, "multiple of 8"),
         ({"max_gpus": 0}, "max_gpus is 0"),
         ({"cloud": "other"}, "no labels that all clouds share"),
