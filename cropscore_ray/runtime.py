@@ -25,6 +25,7 @@ Handle = Any
 
 # Ray's own object store takes 30 % of the memory by default; here a few parts are on their way.
 _OBJECT_STORE_BYTES = 2**30
+_NO_DASHBOARD = "http://127.0.0.1:0"
 _LOOK_S = 0.5
 _ANSWERS_S = 10.0
 _ERRORS = "cropscore_ray.errors."
@@ -46,6 +47,9 @@ def connect() -> None:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         _provide_token()
         s3.ask_plainly()  # Ray's own processes write checkpoints
+        # Ray Train asks a dashboard whether a training's controller lives. This Ray has none, and
+        # another cluster's would know nothing of it: the training's workers would be killed.
+        os.environ["RAY_API_SERVER_ADDRESS"] = _NO_DASHBOARD
         ray.init(
             address="local",  # else Ray would join one that runs here, or ran and left a trace
             num_cpus=max(4, os.cpu_count() or 1),

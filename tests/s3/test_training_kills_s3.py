@@ -135,6 +135,7 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights(
         settings = (f"classifier.epochs={epochs}",)
         log = tmp_path / f"{name}.log"
         made = Training(machines, manifest, f"{folder}/{name}", log, settings)
+        request.addfinalizer(lambda: print(f"{name}:\n{log.read_text()}"))  # shown if it fails
         made.start()
         return made
 
