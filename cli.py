@@ -7,6 +7,7 @@ Commands import their job when they run, so that `--help` needs neither Ray nor 
 import json
 import logging
 import os
+import signal
 import sys
 from typing import Any
 
@@ -43,7 +44,7 @@ class _Shell(click.Group):
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("stopped; the same command goes on from here", err=True)
-            ctx.exit(1)
+            ctx.exit(128 + signal.SIGINT)
 
 
 @click.group(cls=_Shell, context_settings={"help_option_names": ["-h", "--help"]})

@@ -95,3 +95,20 @@ def ray_local() -> Iterator[None]:
     ray.data.DataContext.get_current().print_on_execution_start = False
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings take their steps in this process, and not on Ray Train."""
+    from cropscore_ray.training import cluster
+    from cropscore_ray.training.sgd import Worker
+
+    monkeypatch.setattr(cluster, "fit", lambda training, **options: training(Worker()))
+
+
+@pytest.fixture
+def bulk_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bulk runs do their parts in this process, and not on Ray."""
+    from plain import without_ray
+
+    without_ray(monkeypatch)

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,6 +13,12 @@ from urllib.request import urlopen
 from ray.cluster_utils import Cluster
 
 WAIT_S = 120
+IMPATIENT = [
+    sys.executable,
+    "-c",
+    "from cropscore_ray import cli, lock; lock.RENEW_S, lock.LEASE_S = 0.5, 2.0; cli.main()",
+]
+"""cropscore that looks for 2 seconds, in place of 20, whether a folder's run is alive."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Packing a folder while it is listed, on a local Ray."""
+"""Packing a folder while it is listed: on a local Ray, and all else in this process."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from cropscore_ray.fetch import fetch_images
 from cropscore_ray.jobs import index, localize, pack
 from cropscore_ray.manifest import read_manifest
 
-pytestmark = pytest.mark.usefixtures("ray_local")
+here = pytest.mark.usefixtures("bulk_here")
 
 NAMES = ["cat/1.jpg", "cat/2.jpg", "dog/1.png", "dog/deep/2.jpg", "top.jpg"]
 
@@ -50,9 +50,15 @@ def archives(out: Path) -> dict[str, bytes]:
 WHOLE = dict(zip(map(str.encode, NAMES), ["cat", "cat", "dog", "dog", None], strict=True))
 
 
+@pytest.mark.parametrize("where", ["ray_local", "bulk_here"])
 def test_a_folder_is_packed_as_its_index_is(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+    where: str,
 ) -> None:
+    request.getfixturevalue(where)
     out, indexed = tmp_path / "packed", tmp_path / "indexed"
     record = pack.run(str(folder), out=str(out), shard_images=2)
     assert record["counts"] == {"images": 5, "rows": 5, "by_status": {"ok": 5}}
@@ -63,6 +69,7 @@ def test_a_folder_is_packed_as_its_index_is(
     assert [len(archives(out)), archives(out)] == [3, archives(indexed)]
 
 
+@here
 def test_a_packing_that_was_stopped_goes_on_with_the_classes_of_its_beginning(
     folder: Path,
     tmp_path: Path,
@@ -90,6 +97,7 @@ def test_a_packing_that_was_stopped_goes_on_with_the_classes_of_its_beginning(
     assert "6 images; nothing to do" in capsys.readouterr().err
 
 
+@here
 def test_overwrite_packs_what_the_folder_holds_now(folder: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "packed", tmp_path / "other"
     pack.run(str(folder), out=str(out), shard_images=2)
@@ -105,6 +113,7 @@ def test_overwrite_packs_what_the_folder_holds_now(folder: Path, tmp_path: Path)
     assert len(archives(out)) == 1
 
 
+@here
 def test_a_set_that_is_packed_anew_does_not_make_room_for_itself(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -119,6 +128,7 @@ def test_a_set_that_is_packed_anew_does_not_make_room_for_itself(
     assert packed(tmp_path / "larger") == WHOLE
 
 
+@here
 def test_a_packed_set_makes_no_room_for_boxes(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "packed"
     pack.run(str(folder), out=str(out), shard_images=2)
@@ -135,6 +145,7 @@ def test_a_packed_set_makes_no_room_for_boxes(folder: Path, tmp_path: Path) -> N
     assert packed(out) == WHOLE
 
 
+@here
 def test_a_folder_without_images_leaves_nothing(tmp_path: Path) -> None:
     touch(tmp_path / "set", "notes.txt")
     with pytest.raises(DataError, match=r"no image here; .*1 txt"):

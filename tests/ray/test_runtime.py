@@ -11,37 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ASKED = """
-import os
-from cropscore_ray import runtime
-runtime.connect()
-print(os.environ["RAY_AUTH_MODE"])
-"""
-
-
-STOPPED = """
-import os, signal, time
-from cropscore_ray import runtime
-runtime.connect()
-try:
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(60)
-except KeyboardInterrupt:
-    print("stopped")
-"""
-
-
-PLAIN = """
-import os, ray
-from cropscore_ray import runtime
-runtime.connect()
-find = ray.remote(lambda: os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"])
-print(ray.get(find.remote()))
-"""
-
-
-LIVES = """
-import ray
+FOUND = """
+import json, os, ray
 from ray.train.v2._internal.state.util import is_actor_alive
 from cropscore_ray import runtime
 runtime.connect()
@@ -52,8 +23,24 @@ def controller_lives():
     except ray.util.state.exception.RayStateApiException:
         return "nobody knows"
 
-print(ray.get(ray.remote(controller_lives).remote()))
+def find():
+    return os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"], controller_lives()
+
+print(json.dumps([os.environ["RAY_AUTH_MODE"], *ray.get(ray.remote(find).remote())]), flush=True)
 """
+
+
+STOPPED = (
+    FOUND
+    + """
+import signal, time
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+)
 
 
 JOINED = """
@@ -84,55 +71,46 @@ def test_an_address_at_which_there_is_no_cluster_is_named(address: str) -> None:
     assert "|RAY_ADDRESS is" in done.stdout
 
 
-@pytest.mark.parametrize("home", ["writable", "missing"])
-def test_a_local_ray_asks_for_a_token_that_only_its_owner_can_read(
-    tmp_path: Path, home: str
-) -> None:
-    folder = tmp_path if home == "writable" else Path("/proc/nowhere")
-    environment = {name: os.environ[name] for name in os.environ if name != "RAY_AUTH_MODE"}
-    done = alone(ASKED, {**environment, "HOME": str(folder)})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "token\n"
-    if home == "writable":
-        assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
+class KnowsNothing(BaseHTTPRequestHandler):
+    """A dashboard of another cluster, asked for an actor."""
+
+    def do_GET(self) -> None:
+        found = {"total": 0, "num_after_truncation": 0, "num_filtered": 0, "result": []}
+        body = json.dumps({"result": True, "msg": "", "data": {"result": found}}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
 
 
-def test_sigterm_is_what_ctrl_c_is() -> None:
-    done = alone(STOPPED, dict(os.environ))
-    assert (done.stdout, done.returncode) == ("stopped\n", 0)
-    assert "SIGTERM" not in done.stderr
-
-
-def test_rays_own_processes_ask_stores_plainly() -> None:
-    """Ray Train's controller writes to the store without any code of ours before it."""
-    name = "AWS_REQUEST_CHECKSUM_CALCULATION"
-    environment = {key: value for key, value in os.environ.items() if key != name}
-    done = alone(PLAIN, environment)
-    assert done.stdout == "WHEN_REQUIRED\n", done.stderr
-
-
-def test_no_other_cluster_is_asked_whether_a_training_of_this_one_lives() -> None:
-    """It would say no, and Ray Train kill the training's workers."""
-
-    class KnowsNothing(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = {"total": 0, "num_after_truncation": 0, "num_filtered": 0, "result": []}
-            body = json.dumps({"result": True, "msg": "", "data": {"result": found}}).encode()
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(body)
-
+def test_a_local_ray_is_apart_from_others_and_ends_as_commands_do(tmp_path: Path) -> None:
+    environment = {
+        name: os.environ[name]
+        for name in os.environ.keys() - {"RAY_AUTH_MODE", "AWS_REQUEST_CHECKSUM_CALCULATION"}
+    }
     with HTTPServer(("127.0.0.1", 0), KnowsNothing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         other = f"http://127.0.0.1:{server.server_port}"
-        done = alone(LIVES, {**os.environ, "RAY_API_SERVER_ADDRESS": other})
+        more = {"HOME": str(tmp_path), "RAY_API_SERVER_ADDRESS": other}
+        done = alone(STOPPED, environment | more)
         server.shutdown()
-    assert done.stdout == "nobody knows\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    found, stopped = done.stdout.splitlines()
+    # It asks for a token, which only its owner can read.
+    # Ray Train's controller writes to stores before any code of ours, and must ask them plainly.
+    # The other cluster would say that no training lives, and Ray Train kill its workers.
+    assert json.loads(found) == ["token", "WHEN_REQUIRED", "nobody knows"]
+    assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
+    # SIGTERM is what Ctrl-C is.
+    assert stopped == "stopped"
+    assert "SIGTERM" not in done.stderr
 
 
-def test_a_cluster_that_left_a_trace_here_is_not_joined() -> None:
+def test_neither_a_home_nor_a_clean_temporary_folder_is_needed() -> None:
+    """A cluster that left a trace there is not joined."""
+    environment = {name: os.environ[name] for name in os.environ if name != "RAY_AUTH_MODE"}
     with tempfile.TemporaryDirectory(prefix="trace-") as folder:  # short, for Ray's sockets
         Path(folder, "ray").mkdir()
         Path(folder, "ray/ray_current_cluster").write_text("127.0.0.1:6379")
-        done = alone(PLAIN, {**os.environ, "RAY_TMPDIR": folder})
+        done = alone(FOUND, {**environment, "HOME": "/proc/nowhere", "RAY_TMPDIR": folder})
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0] == "token"

@@ -30,7 +30,10 @@ def names(rows: list[dict]) -> list[dict]:
     return [{**row, "image_uri": row["image_uri"].rsplit("/", 1)[-1]} for row in rows]
 
 
-def test_images_model_and_run_on_s3_equal_those_on_disk(s3_uri: str, tmp_path: Path):
+@pytest.mark.usefixtures("train_here")
+def test_images_model_and_run_on_s3_equal_those_on_disk(
+    s3_uri: str, tmp_path: Path, request: pytest.FixtureRequest
+):
     draw = {"num_train": 48, "num_val": 8, "seed": 2}
     here, there = str(tmp_path), s3_uri
     for root in (here, there):
@@ -45,6 +48,7 @@ def test_images_model_and_run_on_s3_equal_those_on_disk(s3_uri: str, tmp_path: P
     on_s3 = run(
         storage.join(there, "manifest"), storage.join(there, "model"), storage.join(there, "run")
     )
+    request.getfixturevalue("bulk_here")
     on_disk = run(
         storage.join(here, "manifest"), storage.join(there, "model"), storage.join(here, "run")
     )

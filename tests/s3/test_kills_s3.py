@@ -6,7 +6,6 @@ killed, the table in the end is that of a run that nobody disturbed, row for row
 
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import Machines
+from machines import IMPATIENT, Machines
 from models import random_model
+from plain import without_ray
 
 from cropscore_ray import storage
+from cropscore_ray.config import LocalizeConfig
 from cropscore_ray.datasets.drawn import draw_image_set
-from cropscore_ray.jobs import index
+from cropscore_ray.jobs import index, localize
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -48,7 +49,7 @@ class Bulk:
     log: Path
 
     def localize(self, out: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "cropscore_ray.cli", "localize", self.manifest]
+        command = [*IMPATIENT, "localize", self.manifest]
         command += ["--model", self.model, "--out", out, "--part-images", "1"]
         with self.log.open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=self.machines.environment)
@@ -83,7 +84,10 @@ def bulk(machines: Machines, s3_bucket: str, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def unbroken(bulk: Bulk, s3_bucket: str) -> list[dict[str, Any]]:
     out = f"s3://{s3_bucket}/kills/unbroken"
-    bulk.end(bulk.localize(out))
+    config = LocalizeConfig(part_images=1)
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch, bulk.machines.cpus_per_node)
+        localize.run("localize", source=bulk.manifest, model=bulk.model, out=out, config=config)
     found = rows(out)
     assert [row["status"] for row in found[:2]] == ["undecodable", "missing"]
     assert len(found) == 2 + 5 * (NUM_IMAGES - 2)

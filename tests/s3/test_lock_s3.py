@@ -74,7 +74,7 @@ def test_of_several_that_find_a_dead_runs_lock_one_takes_it(s3_uri: str) -> None
         except RunConflictError:
             refused.release()
 
-    for number in range(6):
+    for number in range(3):
         folder_uri, won, refused = f"{s3_uri}/{number}", list[str](), threading.Semaphore(0)
         put_lock(folder_uri, "dead")
         with ThreadPoolExecutor(4) as starts:

@@ -152,6 +152,6 @@ def test_ctrl_c_says_that_the_command_goes_on(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(export, "run", interrupted)
     result = run("export", "run", "--format", "csv", "--out", "x.csv")
-    assert result.exit_code == 1
+    assert result.exit_code == 130
     assert "goes on from here" in result.stderr
     assert json.dumps(result.stdout) == '""'

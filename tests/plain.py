@@ -1,0 +1,57 @@
+"""Bulk runs in this process, for tests whose subject is not Ray.
+
+The functions are those that run on Ray, called one part after the other. That both ways write
+the same bytes is seen by tests/ray/test_bench_pipeline.py.
+"""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cropscore_ray import pipeline, runtime, stage_actor
+from cropscore_ray.attempts import Attempts
+from cropscore_ray.packing import pack_part
+from cropscore_ray.parts import BulkRun, fetch_part, plan_parts
+from cropscore_ray.pool import _SHARE, Pool
+from cropscore_ray.stage_actor import StageActor
+from cropscore_ray.tally import Tally
+
+
+def without_ray(patch: pytest.MonkeyPatch, num_cpus: int = 4) -> None:
+    """Make bulk runs do their parts here from now on.
+
+    Args:
+        patch: undoes it.
+        num_cpus: of the node that would do them, so that they are computed with as many threads.
+    """
+    silent = SimpleNamespace(worked=lambda *_, **__: None, did=lambda *_: None)
+    patch.setattr(stage_actor, "WorkerTelemetry", lambda *_: silent)
+    patch.setattr(runtime, "ask", lambda method, *arguments: method(*arguments))
+    pool = Pool(num_now=1, most=1, num_gpus=0, num_cpus=_SHARE * num_cpus)
+    patch.setattr(pipeline, "_do_parts", partial(_do_parts, pool))
+
+
+def _do_parts(
+    pool: Pool,
+    run: BulkRun,
+    link: Any,
+    done: frozenset[int],
+    num_left: int,
+    workers: Any,
+    tally: Tally,
+) -> None:
+    del num_left, workers
+    work: Callable[[pa.Table], pa.Table]
+    if link is pipeline.packed:
+        work = partial(pack_part, run=run)
+    else:
+        [scoring] = link.args
+        work = StageActor(scoring, run.folder, pool, None, Attempts())
+    for part in plan_parts(pa.table({}), run, done):
+        [summary] = work(fetch_part(part)).to_pylist()
+        tally.wrote(json.loads(summary["by_status"]), summary["rows"])
