@@ -1,5 +1,6 @@
 """Initial weights from public files: torchvision's by name, a .pth, an Inception-BN .npz."""
 
+import hashlib
 import io
 import logging
 import pickle
@@ -68,6 +69,13 @@ def adapt_config(config: TrainConfig) -> TrainConfig:
     if prefix:
         config = replace(config, network=NetworkConfig(architecture="inception-bn"))
     return config
+
+
+def init_digest(init: str | None) -> str | None:
+    """Return a hash of a file of weights, which may change under its name; None without a file."""
+    if init is None or init.startswith("torchvision:"):
+        return None
+    return hashlib.sha256(storage.read_bytes(init.removeprefix(_INCEPTION_BN))).hexdigest()
 
 
 def initial_network(config: TrainConfig, num_classes: int) -> Network:

@@ -32,7 +32,7 @@ from cropscore_ray.training.stages import (
     train_scorer,
     train_voter,
 )
-from cropscore_ray.weights import adapt_config
+from cropscore_ray.weights import adapt_config, init_digest
 
 STAGES = ("classifier", "scorer", "localizer")
 
@@ -289,6 +289,8 @@ def _stage_fingerprint(stage: str, run: TrainingRun, bundle: Bundle, manifest: M
         "parts": [bundle.parts.get(name, {}).get("sha256") for name in _upstream(stage)],
     }
     is_voting = run.config.mode == "votes"
+    if stage == "classifier":
+        depends["init"] = init_digest(run.config.classifier.init)
     if stage == "localizer" and is_voting:
         depends["settings"] = config["voter"]
     if stage != "classifier":

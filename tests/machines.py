@@ -64,10 +64,11 @@ class Machines:
             if args.startswith("ray::") and name in args and int(parent) in mine
         }
 
-    def running(self, name: str) -> dict[int, int]:
-        """Return `workers`, once there are any."""
+    def running(self, name: str, command: "subprocess.Popen[bytes]") -> dict[int, int]:
+        """Return `workers`, once the command has any."""
         deadline_s = time.monotonic() + WAIT_S
         while not (found := self.workers(name)):
+            assert command.poll() is None, f"it ended, and no {name} was seen"
             assert time.monotonic() < deadline_s, f"no {name} is running"
             time.sleep(0.1)
         return found

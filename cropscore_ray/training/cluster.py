@@ -6,6 +6,7 @@ goes on where it stopped.
 """
 
 import io
+import logging
 import os
 import signal
 import tempfile
@@ -35,13 +36,17 @@ from cropscore_ray import runtime, storage
 from cropscore_ray.errors import CropscoreError, StorageError
 from cropscore_ray.training.sgd import State, Worker
 
+logger = logging.getLogger(__name__)
+
 StepProgress = Callable[[str, int, int, str], None]
 Training = Callable[[Worker], Any]
 
 _STATE_FILE = "state.pt"
 _SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's
 _MAX_FAILURES = 3  # from one checkpoint to the next
+_MOST_ON_THEIR_WAY = 2  # checkpoints
 _PROGRESS_S = 0.3
+_SILENCE_S = 30.0
 # glibc hands the pages of every large tensor back, and touching fresh ones is slow. Measured on
 # two cores, fine-tuning Inception-BN with 32 crops a step: 24 crops/s, with these 42.
 _KEEP_PAGES = {
@@ -65,8 +70,9 @@ def fit(
 ) -> Any:
     """Run a training on Ray Train workers and return rank 0's result.
 
-    A lost worker or node costs the steps since the last checkpoint. The training gives up when
-    it fails four times without a new one, and at once on an error that would come again.
+    A lost worker or node costs the steps since the last checkpoint that arrived. The training
+    gives up when it fails four times without a new one, and at once on an error that would come
+    again.
 
     Args:
         training: called in every worker; must be picklable.
@@ -97,7 +103,8 @@ def fit(
         callbacks=[_EndAtOnce()],
         worker_runtime_env={"env_vars": {} if scaling.use_gpu else _KEEP_PAGES},
     )
-    with runtime.events(progress or _ignore) as queue:
+    ear = _Ear(progress or _ignore, name, min_workers or num_workers, scaling.use_gpu)
+    with runtime.events(ear.hear, ear.hear_nothing) as queue:
         loop_config = {
             "training": training,
             "queue": queue,
@@ -116,6 +123,30 @@ def fit(
         )
 
 
+class _Ear:
+    """Hears of steps; tells why there are none where the cluster has no room for the workers."""
+
+    def __init__(self, hear: StepProgress, name: str, fewest: int, on_gpu: bool) -> None:
+        self._hear, self._name, self._fewest, self._on_gpu = hear, name, fewest, on_gpu
+        self._since_s = time.monotonic()
+
+    def hear(self, *event: Any) -> None:
+        self._since_s = time.monotonic()
+        self._hear(*event)
+
+    def hear_nothing(self) -> None:
+        if time.monotonic() - self._since_s < _SILENCE_S:
+            return
+        self._since_s = time.monotonic()
+        up = int(sum(runtime.gpus_by_node() if self._on_gpu else runtime.cpus_by_node()))
+        if up < self._fewest:
+            kind = "GPU" if self._on_gpu else "CPU"
+            logger.warning(
+                "training %s waits for %d workers with a %s each; the cluster has %d %ss now",
+                *(self._name, self._fewest, kind, up, kind),
+            )
+
+
 def scaling_config(
     num_workers: int, min_workers: int | None, use_gpu: bool | None
 ) -> ScalingConfig:
@@ -131,8 +162,9 @@ def scaling_config(
 
 def _run_to_the_end(make_trainer: Callable[[], TorchTrainer], name: str, storage_uri: str) -> Any:
     """Run a training, and again as long as it fails but gets further; return its result."""
+    find = partial(storage.persistently, storage_uri, lambda: _last_checkpoint(storage_uri, name))
     while True:
-        before = _last_checkpoint(storage_uri, name)
+        before = find()
         try:
             with _as_keyboard_interrupt():
                 return _unpack(make_trainer().fit().return_value)
@@ -143,7 +175,7 @@ def _run_to_the_end(make_trainer: Callable[[], TorchTrainer], name: str, storage
             ) from error
         except ray.train.TrainingFailedError as error:
             own = _own_error(error)
-            if not _would_come_again(own) and _last_checkpoint(storage_uri, name) != before:
+            if not _would_come_again(own) and find() != before:
                 continue  # these failures were not all at one place
             raise own or CropscoreError(
                 f"training {name} failed: {runtime.innermost(error)}",
@@ -240,7 +272,7 @@ def _worker_loop(loop_config: dict[str, Any]) -> Any:
         wrap=_wrap,
         total=_total,
         checkpoint_steps=loop_config["checkpoint_steps"],
-        checkpoint=partial(_report, loop_config["may_write"]),
+        checkpoint=_Checkpoints(loop_config["may_write"]),
         progress=progress,
         resumed=_resumed_state(),
     )
@@ -280,22 +312,35 @@ def _total(sums: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _report(
-    may_write: Callable[[], None], metrics: dict[str, Any], state: Callable[[], State]
-) -> None:
-    """Save rank 0's state; the next steps are taken while it travels to the storage."""
-    checkpoint = None
-    if ray.train.get_context().get_world_rank() == 0:
-        may_write()
-        folder = tempfile.mkdtemp()
-        torch.save(state(), Path(folder) / _STATE_FILE)
-        checkpoint = Checkpoint.from_directory(folder)
-    ray.train.report(
-        metrics,
-        checkpoint=checkpoint,
-        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-        delete_local_checkpoint_after_upload=True,
-    )
+class _Checkpoints:
+    """Rank 0's states on their way to the storage, while the next steps are taken.
+
+    One that would be the third on its way is left out. Where steps are faster than the storage,
+    they would pile up on the node's disk, and a lost worker cost the steps of all of them.
+    """
+
+    def __init__(self, may_write: Callable[[], None]) -> None:
+        self._may_write = may_write
+        self._on_their_way: list[Path] = []  # rank 0's; Ray Train deletes what has arrived
+
+    def __call__(self, metrics: dict[str, Any], state: Callable[[], State]) -> None:
+        self._on_their_way = [folder for folder in self._on_their_way if folder.exists()]
+        number = torch.tensor(len(self._on_their_way), device=get_device())
+        if _total(number).item() >= _MOST_ON_THEIR_WAY:
+            return
+        checkpoint = None
+        if ray.train.get_context().get_world_rank() == 0:
+            self._may_write()
+            folder = tempfile.mkdtemp()
+            torch.save(state(), Path(folder) / _STATE_FILE)
+            checkpoint = Checkpoint.from_directory(folder)
+            self._on_their_way.append(Path(folder))
+        ray.train.report(
+            metrics,
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
 
 
 def _resumed_state() -> State | None:

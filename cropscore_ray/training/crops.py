@@ -36,7 +36,9 @@ Sampler = Callable[[np.random.Generator, Boxes], tuple[Box, float]]
 def classifier_sampler(config: ClassifierConfig) -> Sampler:
     """Draw random parts of the image, as GoogLeNet was trained.
 
-    Area from min_area_fraction to 1, aspect from 3/4 to 4/3 (Szegedy et al. 2014, section 6).
+    Area from min_area_fraction to 1, aspect from 3/4 to 4/3 (Szegedy et al. 2014, section 6), both
+    of the image as a square: squashed, as the squares of the grid and the ten crops show it. What
+    would stick out is cut off.
     """
 
     def sample(rng: np.random.Generator, boxes_M4: Boxes) -> tuple[Box, float]:

@@ -110,6 +110,17 @@ def test_trained_classifiers_depend_on_what_is_held_back(model: str, setting: st
     assert fingerprint("classifier", model, "mode=votes") != fingerprint("classifier", model)
 
 
+def test_another_file_of_first_weights_under_the_same_name_is_seen(
+    model: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "first.pth"
+    file.write_bytes(b"one")
+    before = fingerprint("classifier", model, f"classifier.init={file}")
+    assert fingerprint("classifier", model, f"classifier.init={file}") == before
+    file.write_bytes(b"two")
+    assert fingerprint("classifier", model, f"classifier.init={file}") != before
+
+
 def test_the_scorer_does_not_depend_on_how_many_images_the_localizer_has(model: str) -> None:
     most = "max_localizer_images=9"
     assert fingerprint("scorer", model, most) == fingerprint("scorer", model)

@@ -1,17 +1,23 @@
 """What a training asks a cluster for, and what it makes of the cluster's answers."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.exceptions import ActorDiedError
 from ray.train import TrainingFailedError, WorkerGroupError
 
 from cropscore_ray import runtime, storage
 from cropscore_ray.errors import ConfigError, CropscoreError, DataError, StorageError
+from cropscore_ray.training import cluster as training_cluster
 from cropscore_ray.training.cluster import (
+    _Checkpoints,
+    _Ear,
     _last_checkpoint,
     _run_to_the_end,
     cores_of_worker,
@@ -88,6 +94,62 @@ def test_a_worker_has_its_share_of_the_cores_that_its_node_has(
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: seen)
     assert cores_of_worker(cpus, workers) == expected
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_silence_is_explained_where_a_cluster_has_no_room(
+    cluster: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    on_gpu: bool,
+) -> None:
+    clock, heard, kind = [0.0], list[Any](), "GPU" if on_gpu else "CPU"
+    monkeypatch.setattr(training_cluster.time, "monotonic", lambda: clock[0])
+    cluster(gpus=8)
+    ears = [_Ear(lambda *one: heard.append(one), "x", fewest, on_gpu) for fewest in (8, 9)]
+    for clock[0] in (29.0, 31.0, 60.0):  # told once in 30 s
+        for ear in ears:
+            ear.hear_nothing()
+    told = f"training x waits for 9 workers with a {kind} each; the cluster has 8 {kind}s now"
+    assert [one.message for one in caplog.records] == [told]
+    ears[1].hear("x", 1, 2, "")
+    clock[0] = 89.0
+    ears[1].hear_nothing()
+    assert len(caplog.records) == 1
+    assert heard == [("x", 1, 2, "")]
+
+
+def test_no_more_checkpoints_are_on_their_way_than_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers agree: each reports, or none does. Rank 0 alone knows what has arrived."""
+    reported: list[Any] = []
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+    monkeypatch.setattr(ray.train, "report", lambda metrics, **how: reported.append(how))
+    monkeypatch.setattr(training_cluster, "get_device", lambda: torch.device("cpu"))
+    may_write = list[bool]()
+    rank_0 = _Checkpoints(lambda: may_write.append(True))
+
+    def arrives(index: int) -> None:
+        shutil.rmtree(reported[index]["checkpoint"].path)
+
+    for _ in range(4):
+        rank_0({}, lambda: {"step": len(reported)})
+    assert len(reported) == len(may_write) == 2
+    folder = Path(reported[1]["checkpoint"].path)
+    assert torch.load(folder / "state.pt") == {"step": 1}
+    arrives(0)
+    for _ in range(2):
+        rank_0({}, dict)
+    assert len(reported) == 3
+    # The others hear it from rank 0, and have no checkpoint of their own.
+    others = _Checkpoints(lambda: may_write.append(True))
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1))
+    for on_their_way in (2, 1):
+        monkeypatch.setattr(training_cluster, "_total", lambda own, other=on_their_way: own + other)
+        others({}, dict)
+    assert [one["checkpoint"] for one in reported[3:]] == [None]
+    assert len(may_write) == 3
+    for index in (1, 2):
+        arrives(index)
 
 
 def note_checkpoint(folder: Path, name: str = "checkpoint_1") -> None:
