@@ -15,6 +15,7 @@ from cropscore_ray.images import normalize
 from cropscore_ray.inference import best_dtype
 from cropscore_ray.networks import Network
 from cropscore_ray.training.batches import Batch, on_device
+from cropscore_ray.training.crops import relit
 from cropscore_ray.training.dataset import ImageDataset
 from cropscore_ray.training.heads import WithAuxHeads
 
@@ -89,8 +90,13 @@ class CropObjective:
         return helped, right.sum(), is_class_crop.sum()
 
     def _inputs(self, batch: Batch) -> list[Tensor]:
-        """Return what the network is called with: normalized crops, and regions if any."""
-        crops_N3SS = normalize(batch["crop"], self.dataset.preprocess, torch.float32)
+        """Return what the network is called with: normalized crops, and regions if any.
+
+        Their light changes here, on the network's device: a loader's core would take half as long
+        for it as for all else that it does to a crop.
+        """
+        crops_NSS3 = relit(batch["crop"], batch["light"]) if "light" in batch else batch["crop"]
+        crops_N3SS = normalize(crops_NSS3, self.dataset.preprocess, torch.float32)
         return [crops_N3SS, *([batch["regions"]] if "regions" in batch else [])]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,6 +27,8 @@ from cropscore_ray.training.dataset import (
     at_least_one_pixel,
 )
 
+_GREY = (0.299, 0.587, 0.114)
+"""How bright red, green and blue are (ITU-R BT.601)."""
 NO_OVERLAP = math.nan
 """Overlap of a crop whose target is its class."""
 
@@ -109,34 +112,40 @@ class CropDataset(ImageDataset):
         self.photometric = photometric
 
     def _sample(self, request: Request) -> dict[str, Any]:
-        """Return crop (S, S, 3) uint8, class_index and overlap."""
+        """Return crop (S, S, 3) uint8, class_index and overlap; factors of its light (`relit`)."""
         rng, pixels, unit_boxes_M4 = self._read(request)
         height, width = pixels.shape[:2]
         unit, overlap = self.sampler(rng, unit_boxes_M4)
         box = at_least_one_pixel(unit * np.array([width, height, width, height]), width, height)
         crop_SS3 = images.crop(pixels, box[None], self.preprocess.input_px)[0]
         crop_SS3 = crop_SS3.flip(1) if rng.random() < 0.5 else crop_SS3
-        if self.photometric:
-            crop_SS3 = distort(rng, crop_SS3, self.photometric)
-        return {
+        sample = {
             "crop": crop_SS3,
             "class_index": int(self.data.classes[request.image]),
             "overlap": overlap,
         }
+        if self.photometric:
+            most, least = 1 + self.photometric, 1 - self.photometric
+            sample["light"] = rng.uniform(least, most, 3).astype(np.float32)
+        return sample
 
 
-def distort(rng: np.random.Generator, crop_SS3: Tensor, strength: float) -> Tensor:
-    """Return a crop with other brightness, contrast and saturation, in a random order.
+def relit(crops_NSS3: Tensor, light_N3: Tensor) -> Tensor:
+    """Return crops with other brightness, contrast and saturation, float32 from 0 to 255.
 
-    Each by a factor from 1 - strength to 1 + strength (Howard 2013, section 2; the GoogLeNet
-    paper says that it used these).
+    A factor mixes a crop with black, with its mean grey, or each pixel with its own grey (Howard
+    2013, section 2; the GoogLeNet paper says that it used these). Where nothing is clipped in
+    between, as here, their order makes no difference.
+
+    Args:
+        crops_NSS3: uint8, on any device.
+        light_N3: the three factors of each crop.
     """
-    # Imported where it is used: it takes seconds of every process that starts.
-    from torchvision.transforms.v2 import functional as F  # noqa: N812
-
-    changes = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation]
-    changed_3SS = crop_SS3.permute(2, 0, 1)
-    for at in rng.permutation(len(changes)):
-        factor = rng.uniform(1 - strength, 1 + strength)
-        changed_3SS = changes[at](changed_3SS, factor)
-    return changed_3SS.permute(1, 2, 0).contiguous()
+    brightness, contrast, saturation = light_N3.T[..., None, None, None]
+    crops_NSS3 = crops_NSS3.float()
+    grey_NSS1 = crops_NSS3 @ crops_NSS3.new_tensor(_GREY)[:, None]
+    mean_N111 = grey_NSS1.mean((1, 2), keepdim=True)
+    crops_NSS3 = torch.lerp(grey_NSS1, crops_NSS3, saturation)
+    crops_NSS3 = torch.lerp(mean_N111, crops_NSS3, contrast)
+    lit_NSS3: Tensor = brightness * crops_NSS3
+    return lit_NSS3.clamp_(0, 255)

@@ -1,5 +1,6 @@
 """Training crops: where they lie, what they ask for, and that chance follows the seed."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as F  # noqa: N812
 
 from cropscore_ray import fetch, grid
 from cropscore_ray.config import ClassifierConfig, PreprocessConfig, ScorerConfig
@@ -18,7 +20,7 @@ from cropscore_ray.training.crop_loss import Calibration, crop_losses, fit_calib
 from cropscore_ray.training.crops import (
     CropDataset,
     classifier_sampler,
-    distort,
+    relit,
     scorer_sampler,
     square_overlaps,
 )
@@ -275,19 +277,41 @@ def test_all_images_of_a_step_are_at_one_level(pyramid: PyramidDataset) -> None:
     assert 60 < levels.count(1) < 140
 
 
-def test_distortions_change_light_and_colour_but_not_what_is_grey() -> None:
-    rng = np.random.default_rng(0)
-    crop = torch.from_numpy(rng.integers(40, 200, (8, 8, 3), np.uint8))
-    changed = distort(rng, crop, 0.4)
-    assert changed.shape == crop.shape
-    assert changed.dtype == torch.uint8
-    assert not torch.equal(changed, crop)
-    assert torch.equal(distort(rng, crop, 0.0), crop)
-    grey = distort(rng, torch.full((8, 8, 3), 100, dtype=torch.uint8), 0.4)
-    assert grey.unique().numel() == 1
-    means = [float(distort(rng, crop, 0.4).float().mean()) for _ in range(200)]
-    assert 0.55 * 120 < min(means) < 0.75 * 120
-    assert 1.25 * 120 < max(means) < 1.45 * 120
+def test_light_changes_by_hand() -> None:
+    crop = torch.tensor([[[[100, 100, 100], [200, 0, 0]]]], dtype=torch.uint8)  # grey 100, 59.8
+    changed = {
+        factors: relit(crop, torch.tensor([factors]))[0, 0].tolist()
+        for factors in [(1.0, 1.0, 1.0), (2.0, 1.0, 1.0), (1.0, 0.0, 1.0), (1.0, 1.0, 0.5)]
+    }
+    assert changed[1.0, 1.0, 1.0] == crop[0, 0].tolist()
+    assert changed[2.0, 1.0, 1.0] == [[200, 200, 200], [255, 0, 0]]
+    assert changed[1.0, 0.0, 1.0] == [pytest.approx([79.9] * 3)] * 2
+    assert changed[1.0, 1.0, 0.5] == [[100] * 3, pytest.approx([129.9, 29.9, 29.9])]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_light_changes_as_torchvision_would_in_any_order(order: tuple[int, ...]) -> None:
+    crops = torch.randint(90, 140, (5, 8, 6, 3), dtype=torch.uint8)
+    light_N3 = torch.empty(5, 3).uniform_(0.7, 1.3)
+    changes = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation]
+    for crop, factors, found in zip(crops, light_N3, relit(crops, light_N3), strict=True):
+        expected = crop.permute(2, 0, 1) / 255
+        for at in order:
+            expected = changes[at](expected, float(factors[at]))
+        torch.testing.assert_close(
+            found.permute(2, 0, 1) / 255, expected, rtol=0, atol=1e-3
+        )  # its weights of grey have four digits
+
+
+def test_each_crop_has_light_of_its_own(dataset: CropDataset) -> None:
+    lit = CropDataset(dataset.data, dataset.sampler, PREPROCESS, dataset.seed, photometric=0.4)
+    requests = [Request(image, epoch) for image in (0, 1, 4) for epoch in range(50)]
+    assert "light" not in dataset[requests[0]]
+    assert torch.equal(lit[requests[0]]["crop"], dataset[requests[0]]["crop"])
+    light_N3 = np.stack([lit[one]["light"] for one in requests])
+    assert len(np.unique(light_N3)) == light_N3.size
+    assert 0.6 <= light_N3.min() < 0.65
+    assert 1.35 < light_N3.max() <= 1.4
 
 
 def log1pexp(x: float) -> float:

@@ -167,9 +167,11 @@ def test_no_epochs_take_the_first_weights_as_they_are(images: LabelledImages) ->
 
 
 def test_a_short_training_learns_its_images(images: LabelledImages) -> None:
-    finished = train_networks([a_task(images, epochs=15)], Worker())
+    finished = train_networks([a_task(images, epochs=40)], Worker())
     history = finished["classifier-0"]["metrics"]
-    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    # A third to two thirds in the end, in float32 and bfloat16 and with other seeds.
+    first, last = (sum(one["loss"] for one in some) for some in (history[:5], history[-5:]))
+    assert last < 0.8 * first
     assert history[-1]["failed"] == 0
 
 
