@@ -153,7 +153,7 @@ def normalize(crops_NSS3: Tensor, config: PreprocessConfig, dtype: torch.dtype) 
     """Return crops as a network takes them: (x / 255 - mean) / std by colour.
 
     Args:
-        crops_NSS3: values from 0 to 255, on any device.
+        crops_NSS3: values from 0 to 255, on any device; float32 ones are overwritten.
         config: mean and deviation of colours.
         dtype: of the result; the arithmetic is float32.
 

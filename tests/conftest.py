@@ -107,8 +107,9 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def bulk_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def bulk_here() -> Iterator[None]:
     """Bulk runs do their parts in this process, and not on Ray."""
     from plain import without_ray
 
-    without_ray(monkeypatch)
+    with without_ray():
+        yield

@@ -1,17 +1,20 @@
 """Bulk runs in this process, for tests whose subject is not Ray.
 
-The functions are those that run on Ray, called one part after the other. That both ways write
-the same bytes is seen by tests/ray/test_bench_pipeline.py.
+The functions are those that run on Ray, called one part after the other. That both ways give the
+same rows is seen where a run is compared with one on Ray: tests/ray/test_runs.py and test_pack.py,
+tests/s3/test_flow_s3.py and test_kills_s3.py.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 
 from cropscore_ray import pipeline, runtime, stage_actor
 from cropscore_ray.attempts import Attempts
@@ -22,13 +25,21 @@ from cropscore_ray.stage_actor import StageActor
 from cropscore_ray.tally import Tally
 
 
-def without_ray(patch: pytest.MonkeyPatch, num_cpus: int = 4) -> None:
-    """Make bulk runs do their parts here from now on.
+@contextmanager
+def without_ray(num_cpus: int = 4) -> Iterator[None]:
+    """Do the parts of bulk runs here while the block runs.
 
     Args:
-        patch: undoes it.
         num_cpus: of the node that would do them, so that they are computed with as many threads.
     """
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        _patch(patch, num_cpus)
+        yield
+    torch.set_num_threads(threads)
+
+
+def _patch(patch: pytest.MonkeyPatch, num_cpus: int) -> None:
     silent = SimpleNamespace(worked=lambda *_, **__: None, did=lambda *_: None)
     patch.setattr(stage_actor, "WorkerTelemetry", lambda *_: silent)
     patch.setattr(runtime, "ask", lambda method, *arguments: method(*arguments))

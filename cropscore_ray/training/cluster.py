@@ -124,7 +124,7 @@ def fit(
 
 
 class _Ear:
-    """Hears of steps; tells why there are none where the cluster has no room for the workers."""
+    """Hears of steps; tells why there are none where the cluster is too small for the workers."""
 
     def __init__(self, hear: StepProgress, name: str, fewest: int, on_gpu: bool) -> None:
         self._hear, self._name, self._fewest, self._on_gpu = hear, name, fewest, on_gpu

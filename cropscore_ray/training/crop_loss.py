@@ -72,10 +72,10 @@ class CropObjective:
 
     def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return a pass's mean loss, and how many class crops are judged right, of how many."""
-        device = batch["crop"].device
+        device, inputs = batch["crop"].device, self._inputs(batch)
         dtype = best_dtype(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            found = module(*self._inputs(batch))
+            found = module(*inputs)
         logits_NC, *aux = [one.float() for one in (found if self.aux_weight else [found])]
         losses = partial(
             crop_losses,

@@ -34,7 +34,8 @@ def test_all_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps == [(number, 8) for number in range(1, 9)]
     values = {row["name"]: row["median"] for row in found["rows"]}
     not_here = ("marginal", "start", "memory")  # no start, no actor, and no time to look
-    assert all(value > 0 for name, value in values.items() if not name.startswith(not_here))
+    measured = {name: values[name] for name in values if not name.startswith(not_here)}
+    assert all(value > 0 for value in measured.values()), values
     seconds = values["whole run, 1,280 images"] - values["whole run, 640 images"]
     assert values["marginal, 640 to 1,280 images"] == pytest.approx(1e6 * seconds / 640)
     seconds = values["whole run, 640 images"]
@@ -63,7 +64,9 @@ def test_the_bare_loop_and_the_run_on_ray_write_the_same(tmp_path: Path) -> None
     config = LocalizeConfig(mode="pyramid", classes="label", part_images=2)
     manifest_uri = pipeline_bench.photo_manifest(tmp_path, 3)
     way = Way(manifest_uri=manifest_uri, model_uri=bundle.uri, config=config)
-    way.on_ray(str(tmp_path / "on-ray"))
+    with pipeline_bench.watched() as memory:
+        way.on_ray(str(tmp_path / "on-ray"))
+    assert min(memory.driver, memory.actor) > 50 * 2**20
     way.bare(str(tmp_path / "bare"))
     files = [sorted((tmp_path / name / "scores").iterdir()) for name in ("on-ray", "bare")]
     assert [file.name for file in files[0]] == [file.name for file in files[1]]

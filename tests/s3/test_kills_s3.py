@@ -85,8 +85,7 @@ def bulk(machines: Machines, s3_bucket: str, tmp_path_factory: pytest.TempPathFa
 def unbroken(bulk: Bulk, s3_bucket: str) -> list[dict[str, Any]]:
     out = f"s3://{s3_bucket}/kills/unbroken"
     config = LocalizeConfig(part_images=1)
-    with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch, bulk.machines.cpus_per_node)
+    with without_ray(bulk.machines.cpus_per_node):
         localize.run("localize", source=bulk.manifest, model=bulk.model, out=out, config=config)
     found = rows(out)
     assert [row["status"] for row in found[:2]] == ["undecodable", "missing"]

@@ -113,16 +113,20 @@ def a_pyramid_task(images: LabelledImages, name: str = "scorer", epochs: int = 3
     return replace(task, dataset=dataset, objective=objective(dataset, learns_overlap=True))
 
 
-@pytest.mark.parametrize("kind", ["classes", "squares", "regions", "everything"])
+@pytest.mark.parametrize("kind", ["classes", "squares", "regions", "everything", "in bfloat16"])
 @pytest.mark.parametrize("stop_after", [1, 2, 11])  # of 9 steps and, every second, checkpoints
 def test_a_stopped_run_goes_on_to_the_same_weights(
-    images: LabelledImages, kind: str, stop_after: int
+    images: LabelledImages, monkeypatch: pytest.MonkeyPatch, kind: str, stop_after: int
 ) -> None:
+    dtype = torch.bfloat16 if kind == "in bfloat16" else torch.float32
+    monkeypatch.setattr(crop_loss, "best_dtype", lambda _: dtype)
+
     def a_task_of_its_kind(name: str) -> NetworkTask:
         if kind == "regions":
             return a_pyramid_task(images, name)
         task = a_task(images, name=name, sampler=SQUARES if kind == "squares" else CLASSES)
-        if kind == "everything":
+        if kind in ("everything", "in bfloat16"):
+            task.dataset.photometric = 0.4
             config = replace(task.config, ema_decay=0.9, schedule="step", pass_size=3)
             helped = objective(task.dataset, aux_weight=0.3)
             task = replace(task, config=config, objective=helped)
