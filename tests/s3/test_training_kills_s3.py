@@ -162,6 +162,14 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights(
         )
 
 
+def wait_for_two_workers(machines: Machines) -> None:
+    """An elastic training begins with the nodes that there are, and looks for more now and then."""
+    deadline_s = time.monotonic() + 180
+    while len(machines.workers(WORKER)) < 2:
+        assert time.monotonic() < deadline_s, "a node is not used"
+        time.sleep(0.5)
+
+
 @pytest.fixture
 def on_one_of_two(machines: Machines, manifest: str, tmp_path: Path) -> Callable[..., Training]:
     """Return how to have a training lose a node that does not come back, and go on."""
@@ -170,8 +178,8 @@ def on_one_of_two(machines: Machines, manifest: str, tmp_path: Path) -> Callable
         settings = (f"classifier.epochs={epochs}", "min_workers=1")
         training = Training(machines, manifest, str(tmp_path / "model"), tmp_path / "log", settings)
         training.start()
+        wait_for_two_workers(machines)
         training.go_on()
-        assert len(machines.workers(WORKER)) == 2
         machines.kill_node(WORKER, is_replaced=False)
         training.go_on()
         assert len(machines.workers(WORKER)) == 1
@@ -184,7 +192,7 @@ def on_one_of_two(machines: Machines, manifest: str, tmp_path: Path) -> Callable
 def test_a_training_ends_with_the_workers_that_are_left(
     on_one_of_two: Callable[..., Training], machines: Machines
 ) -> None:
-    training = on_one_of_two(epochs=12)
+    training = on_one_of_two(epochs=200)
     assert training.weights()
     machines.add_node()
 
@@ -195,10 +203,7 @@ def test_a_node_that_comes_back_gets_a_worker_again(
 ) -> None:
     training = on_one_of_two(epochs=2000)
     machines.add_node()
-    deadline_s = time.monotonic() + 180  # Ray Train looks once a minute
-    while len(machines.workers(WORKER)) < 2:
-        assert time.monotonic() < deadline_s, "the node is not used"
-        time.sleep(1)
+    wait_for_two_workers(machines)
     training.go_on()
     training.driver.kill()
     training.driver.wait()
