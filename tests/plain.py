@@ -33,10 +33,12 @@ def without_ray(num_cpus: int = 4) -> Iterator[None]:
         num_cpus: of the node that would do them, so that they are computed with as many threads.
     """
     threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        _patch(patch, num_cpus)
-        yield
-    torch.set_num_threads(threads)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            _patch(patch, num_cpus)
+            yield
+    finally:
+        torch.set_num_threads(threads)  # a stage sets its own
 
 
 def _patch(patch: pytest.MonkeyPatch, num_cpus: int) -> None:

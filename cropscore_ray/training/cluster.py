@@ -1,4 +1,4 @@
-"""Ray Train around the trainings: workers, checkpoints, resume, and a line of progress.
+"""Ray Train around the trainings: workers, checkpoints, resume, and what is heard of it.
 
 A training is a function of a `Worker`; `fit` runs it on Ray workers and returns what
 rank 0 returned. Checkpoints go below the bundle, so that the same command started again
@@ -9,43 +9,37 @@ import io
 import logging
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
 from ray.exceptions import RayError
 from ray.train import (
-    Checkpoint,
     CheckpointConfig,
-    CheckpointUploadMode,
     FailureConfig,
     RunConfig,
     ScalingConfig,
     UserCallback,
 )
-from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.train.torch import TorchTrainer
 
 from cropscore_ray import runtime, storage
 from cropscore_ray.errors import CropscoreError, StorageError
-from cropscore_ray.training.sgd import State, Worker
+from cropscore_ray.training.ray_worker import worker_loop
+from cropscore_ray.training.sgd import Worker
 
 logger = logging.getLogger(__name__)
 
 StepProgress = Callable[[str, int, int, str], None]
 Training = Callable[[Worker], Any]
 
-_STATE_FILE = "state.pt"
 _SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's
 _MAX_FAILURES = 3  # from one checkpoint to the next
-_MOST_ON_THEIR_WAY = 2  # checkpoints
-_PROGRESS_S = 0.3
 _SILENCE_S = 30.0
 # glibc hands the pages of every large tensor back, and touching fresh ones is slow. Measured on
 # two cores, fine-tuning Inception-BN with 32 crops a step: 24 crops/s, with these 42.
@@ -113,7 +107,7 @@ def fit(
         }
         return _run_to_the_end(
             lambda: TorchTrainer(
-                _worker_loop,
+                worker_loop,
                 train_loop_config=loop_config,
                 scaling_config=scaling,
                 run_config=run,
@@ -248,105 +242,5 @@ def _ignore(*event: Any) -> None:
     del event
 
 
-def _worker_loop(loop_config: dict[str, Any]) -> Any:
-    context = ray.train.get_context()
-    queue: runtime.Handle = loop_config["queue"]
-    rank = context.get_world_rank()
-    on_cpu = get_device().type == "cpu"
-    num_cores = cores_of_worker(runtime.cpus_here(), context.get_local_world_size())
-    if on_cpu:  # Ray sets one thread for each CPU asked for
-        torch.set_num_threads(num_cores)
-    last_s = 0.0
-
-    def progress(name: str, done: int, total: int, detail: Callable[[], str]) -> None:
-        nonlocal last_s
-        if rank == 0 and (done == total or time.monotonic() - last_s > _PROGRESS_S):
-            last_s = time.monotonic()
-            runtime.tell(queue, name, done, total, detail())
-
-    worker = Worker(
-        rank=rank,
-        num_workers=context.get_world_size(),
-        device=get_device(),
-        num_loaders=0 if on_cpu else max(1, num_cores - 1),
-        wrap=_wrap,
-        total=_total,
-        checkpoint_steps=loop_config["checkpoint_steps"],
-        checkpoint=_Checkpoints(loop_config["may_write"]),
-        progress=progress,
-        resumed=_resumed_state(),
-    )
-    result = loop_config["training"](worker)
-    return _pack(result) if rank == 0 else None
-
-
-def cores_of_worker(cpus_of_node: float, num_workers: int) -> int:
-    """Return a worker's share of the cores of its node.
-
-    A container may see more cores than it has; what Ray was told is what it has. A local Ray is
-    told of more than there are.
-    """
-    return max(1, min(int(cpus_of_node), os.cpu_count() or 1) // num_workers)
-
-
-def _pack(result: Any) -> bytes:
-    """Return a result as bytes: Ray Train refuses to return tensors."""
-    buffer = io.BytesIO()
-    torch.save(result, buffer)
-    return buffer.getvalue()
-
-
 def _unpack(packed: bytes) -> Any:
     return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
-
-
-def _wrap(network: torch.nn.Module) -> torch.nn.Module:
-    module: torch.nn.Module = prepare_model(network)
-    return module
-
-
-def _total(sums: torch.Tensor) -> torch.Tensor:
-    total = sums.clone()
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-    return total
-
-
-class _Checkpoints:
-    """Rank 0's states on their way to the storage, while the next steps are taken.
-
-    One that would be the third on its way is left out. Where steps are faster than the storage,
-    they would pile up on the node's disk, and a lost worker cost the steps of all of them.
-    """
-
-    def __init__(self, may_write: Callable[[], None]) -> None:
-        self._may_write = may_write
-        self._on_their_way: list[Path] = []  # rank 0's; Ray Train deletes what has arrived
-
-    def __call__(self, metrics: dict[str, Any], state: Callable[[], State]) -> None:
-        self._on_their_way = [folder for folder in self._on_their_way if folder.exists()]
-        number = torch.tensor(len(self._on_their_way), device=get_device())
-        if _total(number).item() >= _MOST_ON_THEIR_WAY:
-            return
-        checkpoint = None
-        if ray.train.get_context().get_world_rank() == 0:
-            self._may_write()
-            folder = tempfile.mkdtemp()
-            torch.save(state(), Path(folder) / _STATE_FILE)
-            checkpoint = Checkpoint.from_directory(folder)
-            self._on_their_way.append(Path(folder))
-        ray.train.report(
-            metrics,
-            checkpoint=checkpoint,
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            delete_local_checkpoint_after_upload=True,
-        )
-
-
-def _resumed_state() -> State | None:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as folder:
-        state: State = torch.load(Path(folder) / _STATE_FILE, map_location="cpu", weights_only=True)
-    return state

@@ -92,8 +92,8 @@ class CropObjective:
     def _inputs(self, batch: Batch) -> list[Tensor]:
         """Return what the network is called with: normalized crops, and regions if any.
 
-        Their light changes here, on the network's device: a loader's core would take half as long
-        for it as for all else that it does to a crop.
+        Their light changes here, on the network's device: a loader's core would take up to half
+        as long for it as for all else that it does to a crop.
         """
         crops_NSS3 = relit(batch["crop"], batch["light"]) if "light" in batch else batch["crop"]
         crops_N3SS = normalize(crops_NSS3, self.dataset.preprocess, torch.float32)

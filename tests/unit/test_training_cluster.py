@@ -15,14 +15,14 @@ from ray.train import TrainingFailedError, WorkerGroupError
 from cropscore_ray import runtime, storage
 from cropscore_ray.errors import ConfigError, CropscoreError, DataError, StorageError
 from cropscore_ray.training import cluster as training_cluster
+from cropscore_ray.training import ray_worker
 from cropscore_ray.training.cluster import (
-    _Checkpoints,
     _Ear,
     _last_checkpoint,
     _run_to_the_end,
-    cores_of_worker,
     scaling_config,
 )
+from cropscore_ray.training.ray_worker import _Checkpoints, cores_of_worker
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_no_more_checkpoints_are_on_their_way_than_two(monkeypatch: pytest.Monke
     reported: list[Any] = []
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
     monkeypatch.setattr(ray.train, "report", lambda metrics, **how: reported.append(how))
-    monkeypatch.setattr(training_cluster, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(ray_worker, "get_device", lambda: torch.device("cpu"))
     may_write = list[bool]()
     rank_0 = _Checkpoints(lambda: may_write.append(True))
 
@@ -144,7 +144,7 @@ def test_no_more_checkpoints_are_on_their_way_than_two(monkeypatch: pytest.Monke
     others = _Checkpoints(lambda: may_write.append(True))
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1))
     for on_their_way in (2, 1):
-        monkeypatch.setattr(training_cluster, "_total", lambda own, other=on_their_way: own + other)
+        monkeypatch.setattr(ray_worker, "_total", lambda own, other=on_their_way: own + other)
         others({}, dict)
     assert [one["checkpoint"] for one in reported[3:]] == [None]
     assert len(may_write) == 3

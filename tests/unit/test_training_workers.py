@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cropscore_ray.config import PreprocessConfig, SgdConfig
 from cropscore_ray.errors import ImageError
-from cropscore_ray.training import cluster, crop_loss
+from cropscore_ray.training import crop_loss, ray_worker
 from cropscore_ray.training.crop_loss import CropObjective
 from cropscore_ray.training.dataset import ImageDataset, LabelledImages, Request
 from cropscore_ray.training.sgd import NetworkTask, Worker, train_networks
@@ -75,7 +75,7 @@ def train_as_one_of_two(rank: int, folder: Path) -> None:
         rank=rank,
         num_workers=2,
         wrap=DistributedDataParallel,
-        total=cluster._total,
+        total=ray_worker._total,
         progress=progress,
     )
     torch.save(found, folder / f"{rank}.pt")
