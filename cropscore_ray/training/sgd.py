@@ -151,6 +151,8 @@ class _Session:
         self.totals, self.sums = torch.zeros(2, 4, dtype=torch.float64, device=worker.device)
         """Of this epoch: loss, images judged right, images judged, unreadable ones; of all workers
         up to the last checkpoint, and of this one since then."""
+        self.began_s = 0.0
+        """When this epoch would have begun, had it run from then to now without a break."""
         self.seconds, self.waited_s = 0.0, 0.0  # of this epoch
 
     def final(self) -> nn.Module:
@@ -189,11 +191,11 @@ class _Session:
         device, num_loaders = self.worker.device, self.worker.num_loaders
         feed = Feed(self.task.dataset, self.plan, self.step, device, num_loaders)
         self.module.train()
+        self.began_s = time.monotonic() - self.seconds
         while self.step < self.plan.num_steps:
-            began_s, waited_s = time.monotonic(), feed.waited_s
+            waited_s = feed.waited_s
             self._take_step(feed)
             self.waited_s += feed.waited_s - waited_s
-            self.seconds += time.monotonic() - began_s
             ends_epoch = self.step % self.plan.steps_an_epoch == 0
             is_due = ends_epoch or self.step % (self.worker.checkpoint_steps or math.inf) == 0
             if is_due:
@@ -246,10 +248,13 @@ class _Session:
     def _metrics(self, sums: Tensor) -> dict[str, float]:
         """Return the epoch so far: mean loss, accuracy, failures and time.
 
+        The time is all that went by, that of checkpoints and of lines of progress too.
+
         Raises:
             ConfigError: the loss is no longer a number.
         """
-        loss_sum, right, judged, failed = sums.tolist()
+        loss_sum, right, judged, failed = sums.tolist()  # waits for a GPU
+        self.seconds = time.monotonic() - self.began_s
         taken = (self.step - 1) % self.plan.steps_an_epoch + 1
         if not math.isfinite(loss_sum):
             raise ConfigError(
@@ -279,5 +284,6 @@ class _Session:
     def _end_epoch(self) -> None:
         self.history = [*self.history, self._metrics(self.totals)]
         self.totals.zero_()
+        self.began_s += self.seconds
         self.seconds, self.waited_s = 0.0, 0.0
         logger.info("%s epoch %d: %s", self.task.name, len(self.history), self.history[-1])

@@ -2,104 +2,46 @@
 
 import copy
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from models import Linear
+from tasks import (
+    CLASSES,
+    NETWORK,
+    NUM_CLASSES,
+    SQUARES,
+    Keeper,
+    StoppedError,
+    a_task,
+    assert_same,
+    objective,
+    weights,
+)
 from torch import Tensor, nn
 
 from cropscore_ray.config import (
-    ClassifierConfig,
-    NetworkConfig,
-    PreprocessConfig,
     ScorerConfig,
-    SgdConfig,
 )
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.networks import make_network
 from cropscore_ray.training import crop_loss
-from cropscore_ray.training.crop_loss import CropObjective
 from cropscore_ray.training.crops import (
-    CropDataset,
-    Sampler,
-    classifier_sampler,
     scorer_sampler,
 )
-from cropscore_ray.training.dataset import ImageDataset, LabelledImages
+from cropscore_ray.training.dataset import LabelledImages
 from cropscore_ray.training.regions import PyramidDataset
 from cropscore_ray.training.sgd import NetworkTask, State, Worker, train_networks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NETWORK = NetworkConfig(architecture="googlenet-small", width=0.125)
-NUM_CLASSES = 3
-CLASSES = classifier_sampler(ClassifierConfig(min_area_fraction=0.5))
-SQUARES = scorer_sampler(ScorerConfig(grid_fraction=0.5))
-
 
 @pytest.fixture(scope="module")
 def images(draw_labelled: Callable[..., LabelledImages]) -> LabelledImages:
     return draw_labelled(12, NUM_CLASSES, seed=5)
-
-
-def a_task(
-    images: LabelledImages,
-    *,
-    name: str = "classifier-0",
-    epochs: int = 3,
-    batch_size: int = 4,
-    sampler: Sampler = CLASSES,
-    seed: int = 1,
-) -> NetworkTask:
-    preprocess = PreprocessConfig(input_px=32, frame_px=36)
-    dataset = CropDataset(images, sampler, preprocess, seed)
-    return NetworkTask(
-        name=name,
-        make=partial(make_network, NETWORK, NUM_CLASSES),
-        dataset=dataset,
-        objective=objective(dataset, learns_overlap=sampler is SQUARES),
-        config=SgdConfig(epochs=epochs, batch_size=batch_size, learning_rate=0.05),
-        seed=seed,
-    )
-
-
-def objective(dataset: ImageDataset, **settings: Any) -> CropObjective:
-    return CropObjective(dataset, label_smoothing=0.1, **settings)
-
-
-class StoppedError(Exception):
-    """What a lost node looks like to the loop."""
-
-
-@dataclass
-class Keeper:
-    """Keeps every checkpoint, and stops the training after so many."""
-
-    stop_after: int | None = None
-    states: list[State] = field(default_factory=list)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-
-    def __call__(self, metrics: dict[str, Any], state: Callable[[], State]) -> None:
-        self.states.append(copy.deepcopy(state()))
-        self.metrics.append(metrics)
-        if len(self.states) == self.stop_after:
-            raise StoppedError
-
-
-def weights(finished: dict[str, State], name: str) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = finished[name]["weights"]
-    return found
-
-
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -148,15 +90,6 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
         )
 
 
-def test_a_checkpoint_follows_every_epoch(images: LabelledImages) -> None:
-    keeper, task = Keeper(), a_task(images)
-    finished = train_networks([task], Worker(checkpoint=keeper))
-    assert [one["epoch"] for one in keeper.metrics] == [1, 2, 3]
-    assert {one["network"] for one in keeper.metrics} == {"classifier-0"}
-    assert keeper.states[0]["finished"] == {}
-    assert_same(keeper.states[-1]["current"]["network"], weights(finished, "classifier-0"))
-
-
 def test_members_with_other_seeds_are_other_networks(images: LabelledImages) -> None:
     tasks = [a_task(images, name=str(seed), epochs=1, seed=seed) for seed in (1, 2)]
     finished = train_networks(tasks, Worker())
@@ -185,54 +118,6 @@ def test_a_pyramid_learns_from_its_regions(images: LabelledImages) -> None:
     # The level of a step is drawn, and the third is harder: compare the ends, not the steps.
     first, last = (sum(one["loss"] for one in some) for some in (history[:3], history[-3:]))
     assert last < 0.9 * first
-
-
-def test_progress_counts_every_step(images: LabelledImages) -> None:
-    steps: list[tuple[str, int, int]] = []
-
-    def progress(name: str, done: int, total: int, detail: Callable[[], str]) -> None:
-        assert re.fullmatch(
-            r"loss \d\.\d{3}, \d+ images/s, \d+% of it waiting for images", detail()
-        )
-        steps.append((name, done, total))
-
-    train_networks([a_task(images, epochs=2, batch_size=5)], Worker(progress=progress))
-    assert steps == [("classifier-0", done, 4) for done in (1, 2, 3, 4)]
-
-
-def test_progress_says_where_a_stopped_training_goes_on(images: LabelledImages) -> None:
-    keeper = Keeper(stop_after=1)
-    with pytest.raises(StoppedError):
-        train_networks([a_task(images)], Worker(checkpoint=keeper, checkpoint_steps=2))
-    told: list[tuple[int, int, str]] = []
-
-    def progress(name: str, done: int, total: int, detail: Callable[[], str]) -> None:
-        told.append((done, total, detail()))
-
-    train_networks([a_task(images)], Worker(resumed=keeper.states[0], progress=progress))
-    assert told[0] == (2, 9, "goes on from here")
-    assert [done for done, _, _ in told[1:]] == [3, 4, 5, 6, 7, 8, 9]
-
-
-def test_progress_counts_unreadable_images(images: LabelledImages) -> None:
-    lines: list[str] = []
-    gone = replace(images, uris=[*images.uris[:10], *(f"{uri}.gone" for uri in images.uris[10:])])
-
-    def progress(name: str, done: int, total: int, detail: Callable[[], str]) -> None:
-        lines.append(detail())
-
-    train_networks([a_task(gone, epochs=2)], Worker(progress=progress))
-    for epoch_end in (lines[2], lines[5]):  # 3 steps an epoch
-        # The last but one is passed over for itself and, twice, for the one before it.
-        assert epoch_end.endswith("images, passed over 3 unreadable ones")
-
-
-def test_checkpoints_come_between_the_ends_of_epochs(images: LabelledImages) -> None:
-    keeper = Keeper()
-    train_networks([a_task(images, epochs=2)], Worker(checkpoint=keeper, checkpoint_steps=2))
-    assert [one["current"]["step"] for one in keeper.states] == [2, 3, 4, 6]  # 3 an epoch
-    assert [one["epoch"] for one in keeper.metrics] == [1, 1, 2, 2]
-    assert all(0 <= one["input_wait"] <= 1 for one in keeper.metrics)
 
 
 @pytest.mark.parametrize(("epochs", "batch_size"), [(1, 12), (2, 6), (5, 3)])
