@@ -225,7 +225,8 @@ def padded(crops_NSS3: Tensor, batch: int) -> Tensor:
 def best_dtype(device: torch.device) -> torch.dtype:
     """Return bfloat16 where the processor multiplies it natively, else float32."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     # Answers for AVX512-BF16 and AMX; emulated bf16 would be slower than float32.
     native = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()  # type: ignore[no-untyped-call]
     return torch.bfloat16 if native else torch.float32
