@@ -151,6 +151,8 @@ def scaling_config(
     return ScalingConfig(
         num_workers=num_workers if fewest == num_workers else (fewest, num_workers),
         use_gpu=on_gpu,
+        # GPUs are near each other on one node; on CPUs a worker takes its share of a node's cores.
+        placement_strategy="PACK" if on_gpu else "SPREAD",
     )
 
 

@@ -84,6 +84,14 @@ def test_the_fewest_workers_make_a_training_elastic(cluster: Callable[..., None]
     assert scaling_config(4, 4, False).num_workers == 4
 
 
+@pytest.mark.parametrize(("gpus", "strategy"), [(4, "PACK"), (0, "SPREAD")])
+def test_workers_without_gpus_take_the_cores_of_all_nodes(
+    cluster: Callable[..., None], gpus: int, strategy: str
+) -> None:
+    cluster(gpus=gpus)
+    assert scaling_config(4, None, None).placement_strategy == strategy
+
+
 @pytest.mark.parametrize(
     ("cpus", "seen", "workers", "expected"),
     [(16, 16, 1, 16), (16, 16, 4, 4), (128, 128, 2, 64), (8, 96, 1, 8), (4, 2, 1, 2), (0, 2, 1, 1)],
