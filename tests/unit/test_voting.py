@@ -1,7 +1,9 @@
 """Votes: where a cell's box lies, who wins, and how a head is trained; by hand and end to end."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from cropscore_ray.inference import InferenceNetwork
 from cropscore_ray.networks import make_network
 from cropscore_ray.training.dataset import LabelledImages, Request
 from cropscore_ray.training.losses import NO_BOX
-from cropscore_ray.training.sgd import NetworkTask, Worker, train_networks
+from cropscore_ray.training.sgd import NetworkTask, State, Worker, train_networks
 from cropscore_ray.training.votes import VoteDataset, VoteObjective, draw_window, vote_losses
 from cropscore_ray.voting import (
     CELLS,
@@ -187,21 +189,24 @@ def test_an_item_has_both_sides_and_padded_boxes(labelled: LabelledImages) -> No
     assert not torch.equal(data[Request(0, 1)]["large"], data[Request(0, 2)]["large"])
 
 
+def a_task(labelled: LabelledImages, scorer: InferenceNetwork, config: VoterConfig) -> NetworkTask:
+    dataset, network = a_dataset(labelled, config), scorer.network
+    sizes = {"width": config.width, "dropout": config.dropout}
+    return NetworkTask(
+        name="localizer",
+        make=partial(VotingHeads, 2, network.fc.in_features, network.num_inner, **sizes),
+        dataset=dataset,
+        objective=VoteObjective(dataset, scorer),
+        config=config,
+        seed=1,
+    )
+
+
 def test_a_head_learns_where_drawn_objects_are(
     labelled: LabelledImages, scorer: InferenceNetwork
 ) -> None:
     config = VoterConfig(epochs=25, batch_size=8, learning_rate=3e-3, width=32, dropout=0.0)
-    data = a_dataset(labelled, config)
-    network = scorer.network
-    make = partial(VotingHeads, 2, network.fc.in_features, network.num_inner, width=32, dropout=0.0)
-    task = NetworkTask(
-        name="localizer",
-        make=make,
-        dataset=data,
-        objective=VoteObjective(data, scorer),
-        config=config,
-        seed=1,
-    )
+    task = a_task(labelled, scorer, config)
     trained = train_networks([task], Worker())["localizer"]
     history = trained["metrics"]
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
@@ -214,13 +219,33 @@ def test_a_head_learns_where_drawn_objects_are(
     assert torch.equal(first.scale, second.scale)
     assert not torch.equal(first.scale, torch.ones_like(first.scale))
     assert not torch.equal(first.same.weight, second.same.weight)
-    item = data[Request(5, 0)]
+    item = task.dataset[Request(5, 0)]
     large, small = item["large"][None], item["small"][None]
     both = voter_maps(scorer, torch.cat([large, large.flip(2)]), torch.cat([small, small.flip(2)]))
     box, evidence = voter.elect(both, torch.tensor([item["class_index"]]))
     assert box.shape == (1, 4)
     assert evidence.shape == (1, 7)
     assert voter.confidences(evidence).tolist() == [0.5]
+
+
+def test_a_stopped_voter_goes_on_to_the_same_weights(
+    labelled: LabelledImages, scorer: InferenceNetwork
+) -> None:
+    config = VoterConfig(epochs=2, batch_size=8, pass_size=4, width=16)  # with dropout
+    states: list[State] = []
+
+    def keep(metrics: dict[str, Any], state: Callable[[], State]) -> None:
+        states.append(copy.deepcopy(state()))
+
+    task = a_task(labelled, scorer, config)
+    unbroken = train_networks([task], Worker(checkpoint=keep, checkpoint_steps=1))["localizer"]
+    for state in (states[0], states[len(states) // 2]):
+        torch.manual_seed(12345)  # another process has another history
+        task = a_task(labelled, scorer, config)
+        resumed = train_networks([task], Worker(resumed=state))["localizer"]
+        assert resumed["weights"].keys() == unbroken["weights"].keys()
+        for name, weight in unbroken["weights"].items():
+            assert torch.equal(resumed["weights"][name], weight), name
 
 
 def test_a_class_has_its_own_votes(scorer: InferenceNetwork) -> None:
