@@ -161,13 +161,14 @@ def rows(
     base: Data, config: LocalizerConfig, others: dict[str, Data]
 ) -> Iterator[tuple[str, Data, LocalizerConfig]]:
     """Yield each row's name, data and settings; each differs from the first in one thing."""
-    yield "base", base, config
+    yield f"base: {config.normalization}, {config.loss}", base, config
     for normalization in ("raw", "zscore", "l2"):
         if normalization != config.normalization:
-            yield normalization, base, replace(config, normalization=normalization)
+            changed = replace(config, normalization=normalization)
+            yield f"normalization: {normalization}", base, changed
     for loss in ("euclidean", "l2", "l1", "giou"):
         if loss != config.loss:
-            yield loss, base, replace(config, loss=loss)
+            yield f"loss: {loss}", base, replace(config, loss=loss)
     classwise = replace(config, classwise_min_images=2)
     yield "classes with 2 images or more may have last layers of their own", base, classwise
     for name, data in others.items():
@@ -187,12 +188,14 @@ def data(
     return Data(*found)
 
 
-def other_model(where: str, train: Manifest, for_localizer: pa.Table) -> Bundle:
-    """Return a model, unless its scorer has learnt from images that it is to score.
+def other_model(where: str, mode: str, train: Manifest, for_localizer: pa.Table) -> Bundle:
+    """Return a model of this mode whose scorer has not learnt from images that it is to score.
 
     Which these are follows from its settings, if it was trained on the same manifest.
     """
     bundle = load_bundle(where)
+    if bundle.config.mode != mode:
+        sys.exit(f"{where} is a model of mode {bundle.config.mode}; the table is of mode {mode}")
     if bundle.config.scorer.epochs:
         seen = split_boxed(train, bundle.config).scorer["image_id"].to_pylist()
         num_seen = len(set(seen).intersection(for_localizer["image_id"].to_pylist()))
@@ -227,7 +230,8 @@ def main() -> None:
         others["mirror images' scores averaged in"] = of(bundle, both, "squares", averaged=True)
     for option in arguments.scorer:
         name, where = option.split("=", 1)
-        others[f"scorer: {name}"] = of(other_model(where, train, for_localizer), both, "squares")
+        other = other_model(where, bundle.config.mode, train, for_localizer)
+        others[f"scorer: {name}"] = of(other, both, "squares")
     is_single_N = np.array([len(boxes) == 1 for boxes in both[1].rows["gt_boxes"].to_pylist()])
     print(f"error in %, ± over {len(SEEDS)} seeds of the localizer alone\n")
     print(f"| {bundle.config.mode} | {len(is_single_N)} images | single-box | multi-box |")
