@@ -20,7 +20,7 @@ from cropscore_ray.training.dataset import ImageDataset
 from cropscore_ray.training.heads import WithAuxHeads
 
 _SMALLEST_SCALE = 0.02  # a network that knows nothing yet must still learn from squares
-_CALIBRATION_CROPS = 400
+_CALIBRATION_CROPS, _CALIBRATION_IMAGES = 400, 100  # as many at least, where there are
 
 
 class CropObjective:
@@ -50,12 +50,13 @@ class CropObjective:
             return
         network.eval()
         logits, overlaps = [torch.empty(0)], [torch.empty(0)]
-        step = max(1, len(self.dataset) // _CALIBRATION_CROPS)
+        num_images = max(_CALIBRATION_IMAGES, _CALIBRATION_CROPS // self.dataset.crops_an_image)
+        step = max(1, len(self.dataset) // num_images)
         with torch.no_grad():
             for i in range(0, len(self.dataset), step):
                 one = self.dataset[self.dataset.request(i, epoch=0, step=i)]
                 batch = on_device(default_collate([one]), device)
-                logits_NC = network(*self._inputs(batch)).float()
+                logits_NC = self._call(network, batch).float()
                 is_square = ~batch["overlap"].isnan()
                 own_logit = logits_NC.gather(1, batch["class_index"][:, None])[:, 0]
                 logits.append(own_logit[is_square].cpu())
@@ -72,10 +73,7 @@ class CropObjective:
 
     def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return a pass's mean loss, and how many class crops are judged right, of how many."""
-        device, inputs = batch["crop"].device, self._inputs(batch)
-        dtype = best_dtype(device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            found = module(*inputs)
+        found = self._call(module, batch)
         logits_NC, *aux = [one.float() for one in (found if self.aux_weight else [found])]
         losses = partial(
             crop_losses,
@@ -89,15 +87,18 @@ class CropObjective:
         right = (logits_NC.argmax(1) == batch["class_index"]) & is_class_crop
         return helped, right.sum(), is_class_crop.sum()
 
-    def _inputs(self, batch: Batch) -> list[Tensor]:
-        """Return what the network is called with: normalized crops, and regions if any.
+    def _call(self, module: nn.Module, batch: Batch) -> Any:
+        """Return what the network gives for normalized crops, and regions if any.
 
         Their light changes here, on the network's device: a loader's core would take up to half
         as long for it as for all else that it does to a crop.
         """
         crops_NSS3 = relit(batch["crop"], batch["light"]) if "light" in batch else batch["crop"]
         crops_N3SS = normalize(crops_NSS3, self.dataset.preprocess, torch.float32)
-        return [crops_N3SS, *([batch["regions"]] if "regions" in batch else [])]
+        device = crops_N3SS.device
+        dtype = best_dtype(device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return module(crops_N3SS, *([batch["regions"]] if "regions" in batch else []))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -100,6 +100,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
     is learnt, and nobody would know.
     """
 
+    crops_an_image = 1
+
     def __init__(self, data: LabelledImages, preprocess: PreprocessConfig, seed: int) -> None:
         self.data = data
         self.preprocess = preprocess

@@ -19,11 +19,11 @@ from cropscore_ray.training.crops import NO_OVERLAP, evenly, square_overlaps
 from cropscore_ray.training.dataset import Box, ImageDataset, LabelledImages, Request
 from cropscore_ray.voting import mirrored
 
-_REGIONS_AN_IMAGE = 8  # one pass gives the maps; more regions of the same image cost nothing
-
 
 class PyramidDataset(ImageDataset):
     """One whole image and some regions of it an epoch, at the level of the step."""
+
+    crops_an_image = 8  # one pass gives the maps; more regions of the same image cost nothing
 
     def __init__(
         self,
@@ -51,7 +51,9 @@ class PyramidDataset(ImageDataset):
         if rng.random() < 0.5:
             image_SS3 = image_SS3.flip(1)
             boxes_M4 = mirrored(torch.from_numpy(boxes_M4)).numpy()
-        drawn = [sample_region(rng, boxes_M4, level, self.config) for _ in range(_REGIONS_AN_IMAGE)]
+        drawn = [
+            sample_region(rng, boxes_M4, level, self.config) for _ in range(self.crops_an_image)
+        ]
         return {
             "crop": image_SS3,
             "regions": torch.from_numpy(grid.region_means(np.array([one for one, _ in drawn]))),
