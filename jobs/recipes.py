@@ -58,14 +58,11 @@ def ilsvrc_4k() -> TrainConfig:
     """Return the poster's method for a few thousand boxed images: `overlap`, Euclidean loss.
 
     Half of the images are the localizer's. With so few, that is what it lacks: cross-validated
-    error 41.8, 40.7 and 38.9 with 200, 400 and 800 of them.
+    error 41.8, 40.7 and 38.9 with 200, 400 and 800 of them. And it should be small and stop
+    early: 38.8 in place of 40.6 on 1,750 training images, three seeds each.
     """
-    return replace(
-        overlap(),
-        recipe="ilsvrc-4k",
-        localizer=replace(overlap().localizer, loss="euclidean"),
-        localizer_fraction=0.5,
-    )
+    localizer = replace(overlap().localizer, loss="euclidean", hidden=(128,), epochs=30)
+    return replace(overlap(), recipe="ilsvrc-4k", localizer=localizer, localizer_fraction=0.5)
 
 
 def best() -> TrainConfig:
