@@ -101,6 +101,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     """
 
     crops_an_image = 1
+    """What of an image is judged in a step: crops, or regions of its maps."""
 
     def __init__(self, data: LabelledImages, preprocess: PreprocessConfig, seed: int) -> None:
         self.data = data

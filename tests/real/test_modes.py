@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from paired import paired
 from scipy.stats import spearmanr
 
 from cropscore_ray import geometry, images, storage
@@ -87,12 +88,6 @@ def real(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory, ray_loca
             progress=progress,
         )
     return made
-
-
-def paired(wrong: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the difference of two errors on the same images, and its standard error, in points."""
-    difference = 100.0 * (wrong.astype(float) - other.astype(float))
-    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
 
 
 def test_pyramid_errs_at_most_half_a_point_more_than_exact(real: Runs) -> None:

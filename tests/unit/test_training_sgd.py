@@ -23,15 +23,11 @@ from tasks import (
 )
 from torch import Tensor, nn
 
-from cropscore_ray.config import (
-    ScorerConfig,
-)
+from cropscore_ray.config import ScorerConfig
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.networks import make_network
 from cropscore_ray.training import crop_loss
-from cropscore_ray.training.crops import (
-    scorer_sampler,
-)
+from cropscore_ray.training.crops import scorer_sampler
 from cropscore_ray.training.dataset import LabelledImages
 from cropscore_ray.training.regions import PyramidDataset
 from cropscore_ray.training.sgd import NetworkTask, State, Worker, train_networks

@@ -1,15 +1,14 @@
 """Votes: where a cell's box lies, who wins, and how a head is trained; by hand and end to end."""
 
-import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tasks import Keeper, assert_same, weights
 
 from cropscore_ray import geometry
 from cropscore_ray.config import NetworkConfig, PreprocessConfig, VoterConfig
@@ -17,7 +16,7 @@ from cropscore_ray.inference import InferenceNetwork
 from cropscore_ray.networks import make_network
 from cropscore_ray.training.dataset import LabelledImages, Request
 from cropscore_ray.training.losses import NO_BOX
-from cropscore_ray.training.sgd import NetworkTask, State, Worker, train_networks
+from cropscore_ray.training.sgd import NetworkTask, Worker, train_networks
 from cropscore_ray.training.votes import VoteDataset, VoteObjective, draw_window, vote_losses
 from cropscore_ray.voting import (
     CELLS,
@@ -232,20 +231,13 @@ def test_a_stopped_voter_goes_on_to_the_same_weights(
     labelled: LabelledImages, scorer: InferenceNetwork
 ) -> None:
     config = VoterConfig(epochs=2, batch_size=8, pass_size=4, width=16)  # with dropout
-    states: list[State] = []
-
-    def keep(metrics: dict[str, Any], state: Callable[[], State]) -> None:
-        states.append(copy.deepcopy(state()))
-
-    task = a_task(labelled, scorer, config)
-    unbroken = train_networks([task], Worker(checkpoint=keep, checkpoint_steps=1))["localizer"]
-    for state in (states[0], states[len(states) // 2]):
+    keeper, task = Keeper(), a_task(labelled, scorer, config)
+    unbroken = train_networks([task], Worker(checkpoint=keeper, checkpoint_steps=1))
+    for state in (keeper.states[0], keeper.states[len(keeper.states) // 2]):
         torch.manual_seed(12345)  # another process has another history
         task = a_task(labelled, scorer, config)
-        resumed = train_networks([task], Worker(resumed=state))["localizer"]
-        assert resumed["weights"].keys() == unbroken["weights"].keys()
-        for name, weight in unbroken["weights"].items():
-            assert torch.equal(resumed["weights"][name], weight), name
+        resumed = train_networks([task], Worker(resumed=state))
+        assert_same(weights(resumed, "localizer"), weights(unbroken, "localizer"))
 
 
 def test_a_class_has_its_own_votes(scorer: InferenceNetwork) -> None:
