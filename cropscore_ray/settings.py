@@ -51,8 +51,15 @@ def _convert(hint: Any, value: Any, dotted: str) -> Any:
             return float(value)
         if option in (int, bool, str) and type(value) is option:
             return value
-    rule = hint.__name__ if isinstance(hint, type) else str(hint)
+    rule = " or ".join(_told(option) for option in options)
     raise ConfigError(f"{dotted} is {value!r}, but it must be {rule}")
+
+
+def _told(kind: Any) -> str:
+    """Return a type as users write its values."""
+    if typing.get_origin(kind) is tuple:
+        return "a list in brackets, like [1, 2]"
+    return "null" if kind is type(None) else str(kind.__name__)
 
 
 def _convert_tuple(hint: Any, values: Any, dotted: str) -> tuple[Any, ...]:
