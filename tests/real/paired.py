@@ -2,15 +2,16 @@
 
     python tests/real/paired.py run run-poster --data m
 
-CAM and the constant box of the training split stand against the first run too.
+CAM and the constant box of training images stand against the first run too.
 """
 
 import argparse
 
 import numpy as np
 
-from cropscore_ray.evaluate import evaluate, image_outcomes
+from cropscore_ray.evaluate import image_outcomes
 from cropscore_ray.formats.parquet import read_predictions
+from cropscore_ray.jobs import evaluate
 from cropscore_ray.manifest import read_manifest
 from cropscore_ray.outcomes import Bools, constant_box_wrong
 
@@ -39,14 +40,15 @@ def main() -> None:
     parser.add_argument("--data", required=True, metavar="MANIFEST")
     arguments = parser.parse_args()
     manifest = read_manifest(arguments.data)
-    tables = {uri: read_predictions(uri).table for uri in arguments.runs}
-    outcomes = {uri: image_outcomes(table, manifest) for uri, table in tables.items()}
+    outcomes = {
+        uri: image_outcomes(read_predictions(uri).table, manifest) for uri in arguments.runs
+    }
     first, *others = outcomes.values()
     assert all(np.array_equal(one.truth.image_id, first.truth.image_id) for one in others)
     wrong = {uri: one.wrong["gt_known"] for uri, one in outcomes.items()}
     wrong["class activation map"] = first.wrong["cam"]
-    constant_box = evaluate(tables[arguments.runs[0]], manifest).constant_box
-    assert constant_box is not None, f"{arguments.data} has no train split"
+    constant_box = evaluate.run(arguments.runs[0], arguments.data).constant_box
+    assert constant_box is not None, f"{arguments.runs[0]} tells of no constant box"
     wrong["best constant box"] = constant_box_wrong(first.truth, constant_box)
     (name, first_N), *rest = [(name, one[first.truth.boxed]) for name, one in wrong.items()]
     print(f"{name}, error with the class known: {100 * first_N.mean():.1f} %")
