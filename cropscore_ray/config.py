@@ -172,6 +172,8 @@ class LocalizerConfig:
 
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers, each followed by ReLU."""
+    num_regressors: int = 1
+    """Regressors from other first weights and orders; the box is the mean of theirs."""
     normalization: str = "zscore"
     """Of each image's 140 scores: zscore, l2 or raw."""
     loss: str = "euclidean"
@@ -187,11 +189,8 @@ class LocalizerConfig:
     dropout: float = 0.1
     """After each hidden layer, in the shared training."""
     held_back_fraction: float = 0.15
-    """Share of the localizer's images that no network learns from, classifiers included.
-
-    One half of them chooses the epoch and the class-wise steps; the other fits the confidence
-    and gives the held-back error, and nothing else.
-    """
+    """Share of the localizer's images that no network learns from, classifiers included: a half
+    chooses the epoch and the class-wise steps, the other only fits the confidence and judges."""
     classwise_epochs: int = 30
     """Full-batch steps of the class-wise fine-tuning; 0 leaves the shared regressor."""
     classwise_learning_rate: float = 3e-4
@@ -206,7 +205,8 @@ class LocalizerConfig:
         require(widths, "localizer.hidden", self.hidden, "one width or more, each above 0")
         one_of(("zscore", "l2", "raw"), "localizer.normalization", self.normalization)
         one_of(("euclidean", "l2", "l1", "giou"), "localizer.loss", self.loss)
-        check(self, "localizer", "1 or more", "epochs", "batch_size", "classwise_min_images")
+        counts = ("num_regressors", "epochs", "batch_size", "classwise_min_images")
+        check(self, "localizer", "1 or more", *counts)
         check(self, "localizer", "0 or more", "weight_decay", "classwise_epochs", "classwise_pull")
         check(self, "localizer", "above 0", "learning_rate", "classwise_learning_rate")
         check(self, "localizer", "from 0 to below 1", "dropout")

@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from cropscore_ray.grid import mirror_order, square_rectangles
 from cropscore_ray.localizer import (
     NUM_EVIDENCE,
     SHARED,
+    Layers,
     Localizer,
     apply_hidden,
     box_evidence,
@@ -118,7 +120,12 @@ def train_localizer(
     """
     torch.manual_seed(seed)
     train = with_mirror_images(train)
-    shared = _train_shared(train, choosing, num_classes, config, progress)
+    shared = joined(
+        [
+            _train_shared(train, choosing, num_classes, config, partial(progress, name))
+            for name in _names(config.num_regressors)
+        ]
+    )
     localizer = _train_classwise(shared, train, choosing, config, progress)
     boxes_N4 = localizer.boxes(judging.scores_NF, judging.classes_N)
     hits_N = best_iou(boxes_N4, judging.boxes_NM4) >= IOU_THRESHOLD
@@ -134,6 +141,25 @@ def train_localizer(
         "num_classwise": len(localizer.heads_G4H) - 1,
     }
     return replace(localizer, confidence=confidence), metrics
+
+
+def _names(num_regressors: int) -> list[str]:
+    """Return what each regressor is called in the line of progress."""
+    if num_regressors == 1:
+        return ["localizer, shared"]
+    return [f"localizer, shared {i} of {num_regressors}" for i in range(1, num_regressors + 1)]
+
+
+def joined(some: list[Localizer]) -> Localizer:
+    """Return one regressor that gives the mean of several: their layers side by side."""
+    hidden: Layers = []
+    for layers in zip(*(one.hidden for one in some), strict=True):
+        weights, biases = zip(*layers, strict=True)
+        weight = torch.block_diag(*weights) if hidden else torch.cat(weights)  # type: ignore[no-untyped-call]
+        hidden.append((weight, torch.cat(biases)))
+    heads_K4H = torch.cat([one.heads_G4H for one in some]) / len(some)
+    last_4H = torch.cat([*heads_K4H[..., :-1], heads_K4H[..., -1:].sum(0)], 1)
+    return replace(some[0], hidden=hidden, heads_G4H=last_4H[None])
 
 
 def _make_regressor(num_scores: int, first_box_4: Tensor, config: LocalizerConfig) -> nn.Sequential:
@@ -153,9 +179,9 @@ def _train_shared(
     choosing: ScoredImages,
     num_classes: int,
     config: LocalizerConfig,
-    progress: EpochProgress,
+    progress: Callable[[int, int, Callable[[], str]], None],
 ) -> Localizer:
-    """Return the regressor for all classes, of the epoch whose loss on `choosing` is lowest."""
+    """Return a regressor for all classes, of the epoch whose loss on `choosing` is lowest."""
     # Start from the mean first box: the regressor then learns only what scores tell.
     model = _make_regressor(train.scores_NF.shape[1], train.boxes_NM4[:, 0].mean(0), config)
     features = normalize_scores(train.scores_NF, config.normalization)
@@ -183,9 +209,7 @@ def _train_shared(
             )
         if held_loss < best_loss:
             best_loss, best = held_loss, copy.deepcopy(model.state_dict())
-        progress(
-            "localizer, shared", epoch + 1, config.epochs, f"held-back loss {held_loss:.4f}".format
-        )
+        progress(epoch + 1, config.epochs, f"held-back loss {held_loss:.4f}".format)
     model.load_state_dict(best)
     *hidden, last = [layer for layer in model if isinstance(layer, nn.Linear)]
     return Localizer(

@@ -4,21 +4,25 @@ hand, the confidence, and a training on scores that are the overlaps themselves.
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cropscore_ray.config import LocalizerConfig
 from cropscore_ray.errors import ConfigError
 from cropscore_ray.grid import NUM_SQUARES
-from cropscore_ray.localizer import SHARED, Localizer
+from cropscore_ray.localizer import SHARED, Localizer, apply_hidden
 from cropscore_ray.training.crops import square_overlaps
 from cropscore_ray.training.regressor import (
     NO_BOX,
     ScoredImages,
     best_iou,
+    joined,
     pad_boxes,
     train_localizer,
     with_mirror_images,
@@ -109,6 +113,46 @@ def test_the_same_seed_trains_the_same_localizer() -> None:
     first, second, other = (train(data, 2, config, seed)[0] for seed in (4, 4, 5))
     assert torch.equal(first.heads_G4H, second.heads_G4H)
     assert not torch.equal(first.heads_G4H[0], other.heads_G4H[0])
+
+
+@given(st.integers(1, 3), st.lists(st.integers(1, 4), min_size=1, max_size=3))
+@settings(max_examples=20, deadline=None)
+def test_joined_regressors_give_the_mean_of_their_outputs(number: int, widths: list[int]) -> None:
+    sides = [5, *widths]
+
+    def a_regressor() -> Localizer:
+        return Localizer(
+            hidden=[(torch.randn(o, i), torch.randn(o)) for i, o in pairwise(sides)],
+            heads_G4H=torch.randn(1, 4, sides[-1] + 1),
+            slot_of_class=torch.full((2,), SHARED),
+            confidence=torch.zeros(3, 7),
+            normalization="raw",
+        )
+
+    def outputs(one: Localizer, scores_NF: torch.Tensor) -> torch.Tensor:
+        return apply_hidden(one.hidden, scores_NF) @ one.heads_G4H[0].T
+
+    some, scores_NF = [a_regressor() for _ in range(number)], torch.randn(6, 5)
+    mean = torch.stack([outputs(one, scores_NF) for one in some]).mean(0)
+    torch.testing.assert_close(outputs(joined(some), scores_NF), mean, rtol=1e-4, atol=1e-4)
+
+
+def test_several_regressors_begin_at_other_weights_and_are_named_in_the_progress() -> None:
+    names: list[str] = []
+    data = synthetic(60, 2)
+    localizer, _ = train_localizer(
+        *(data.take(some) for some in torch.arange(60).tensor_split([40, 50])),
+        num_classes=2,
+        config=replace(CONFIG, hidden=(8,), epochs=1, classwise_epochs=0, num_regressors=3),
+        seed=0,
+        progress=lambda name, *_: names.append(name),
+    )
+    assert names == [f"localizer, shared {i} of 3" for i in (1, 2, 3)]
+    weight, bias = localizer.hidden[0]
+    assert (weight.shape, bias.shape) == ((24, 140), (24,))
+    first, second, third = weight.split(8)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
 
 
 def test_ten_images_of_many_classes_still_train() -> None:
