@@ -30,9 +30,8 @@ class PreprocessConfig:
     """RGB standard deviation of values in [0, 1]."""
 
     def __post_init__(self) -> None:
-        require(
-            32 <= self.input_px <= 1024, "preprocess.input_px", self.input_px, "from 32 to 1024"
-        )
+        fits = 32 <= self.input_px <= 1024
+        require(fits, "preprocess.input_px", self.input_px, "from 32 to 1024")
         require(
             self.frame_px >= self.input_px,
             "preprocess.frame_px",
@@ -294,12 +293,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         one_of(MODES, "mode", self.mode)
         require(self.seed >= 0, "seed", self.seed, "0 or more")
-        require(
-            self.max_localizer_images is None or self.max_localizer_images >= 1,
-            "max_localizer_images",
-            self.max_localizer_images,
-            "1 or more, or null",
-        )
+        most = self.max_localizer_images
+        require(most is None or most >= 1, "max_localizer_images", most, "1 or more, or null")
         require(self.num_workers >= 1, "num_workers", self.num_workers, "1 or more")
         require(
             self.min_workers is None or 1 <= self.min_workers <= self.num_workers,
@@ -344,10 +339,6 @@ class LocalizeConfig:
             one_of(MODES, "mode", self.mode)
         one_of(("predicted", "label", "both"), "classes", self.classes)
         require(1 <= self.top_k <= 1000, "top_k", self.top_k, "from 1 to 1000")
-        require(
-            self.part_images is None or self.part_images >= 1,
-            "part_images",
-            self.part_images,
-            "1 or more, or null",
-        )
+        fits = self.part_images is None or self.part_images >= 1
+        require(fits, "part_images", self.part_images, "1 or more, or null")
         require(self.max_megapixels > 0, "max_megapixels", self.max_megapixels, "above 0")

@@ -1,5 +1,6 @@
 """A Ray cluster of several nodes on this machine, whose processes are killed by tests."""
 
+import json
 import os
 import random
 import signal
@@ -8,11 +9,13 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.request import urlopen
 
 from ray.cluster_utils import Cluster
 
 WAIT_S = 120
+TRAIN_WORKER = "RayTrainWorker"
 IMPATIENT = [
     sys.executable,
     "-c",
@@ -81,12 +84,29 @@ class Machines:
                 os.kill(random.choice(found), signal.SIGKILL)
         return bool(found)
 
-    def kill_node(self, name: str, is_replaced: bool = True) -> bool:
-        """Kill a node that holds such a worker, all at once, and give a fresh one or none."""
-        found = list(self.workers(name).values())
+    def first_of_training(self) -> int:
+        """Return the process of rank 0 of a training that runs, as Ray Train's own logs tell it."""
+        logs = Path(self.cluster.head_node.get_logs_dir_path()) / "train"
+        deadline_s = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline_s:
+            running = self.workers(TRAIN_WORKER)
+            for log in logs.glob("ray-train-app-worker-*.log"):
+                *lines, _ = log.read_text().split("\n")  # the last one may be half there
+                for said in map(json.loads, lines):
+                    if said.get("world_rank") == 0 and said["process"] in running:
+                        return int(said["process"])
+            time.sleep(0.1)
+        raise AssertionError("no rank 0 is running")
+
+    def kill_node(self, name: str, *, of: int | None = None, is_replaced: bool = True) -> bool:
+        """Kill a node that holds such a worker, all at once, and give a fresh one or none.
+
+        It is the node of the worker process `of`, or of any.
+        """
+        found = self.workers(name)
         if not found:
             return False
-        raylet = random.choice(found)
+        raylet = found[of or random.choice(list(found))]
         for node in list(self.cluster.worker_nodes):
             if node.all_processes["raylet"][0].process.pid == raylet:
                 self.cluster.remove_node(node, allow_graceful=False)

@@ -1,4 +1,4 @@
-"""Training while things are killed: a worker, the driver, the node that holds one of them.
+"""Training while things are killed: a worker, the driver, the node that holds rank 0.
 
 On a real Ray cluster on this machine, whose nodes, Ray's own processes, have room for one worker
 each; checkpoints go to the S3 server, or to a disk.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from machines import IMPATIENT, Machines
+from machines import IMPATIENT, TRAIN_WORKER, Machines
 
 from cropscore_ray import storage
 from cropscore_ray.bundle import load_bundle
@@ -25,7 +25,6 @@ from cropscore_ray.jobs import index
 
 pytestmark = pytest.mark.timeout(1800)
 
-WORKER = "RayTrainWorker"
 SETTINGS = (
     "classifier.num_members=1",
     "classifier.ema_decay=0.99",
@@ -100,14 +99,17 @@ class Training:
         return step
 
     def kill(self, what: str) -> None:
-        """Kill a worker, its node or the driver, which is started again."""
+        """Kill a worker, the node of rank 0, or the driver, which is started again."""
         if what == "driver":
             self.driver.kill()
             self.driver.wait()
             self.start()
+        elif what == "node":
+            rank_0 = self.machines.first_of_training()
+            assert self.machines.kill_node(TRAIN_WORKER, of=rank_0)
         else:
-            self.machines.running(WORKER, self.driver)
-            assert getattr(self.machines, f"kill_{what}")(WORKER)
+            self.machines.running(TRAIN_WORKER, self.driver)
+            assert self.machines.kill_worker(TRAIN_WORKER)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Wait for the end; return what was learnt."""
@@ -165,7 +167,7 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights(
 def wait_for_two_workers(machines: Machines) -> None:
     """An elastic training begins with the nodes that there are, and looks for more now and then."""
     deadline_s = time.monotonic() + 180
-    while len(machines.workers(WORKER)) < 2:
+    while len(machines.workers(TRAIN_WORKER)) < 2:
         assert time.monotonic() < deadline_s, "a node is not used"
         time.sleep(0.5)
 
@@ -180,9 +182,9 @@ def on_one_of_two(machines: Machines, manifest: str, tmp_path: Path) -> Callable
         training.start()
         wait_for_two_workers(machines)
         training.go_on()
-        machines.kill_node(WORKER, is_replaced=False)
+        machines.kill_node(TRAIN_WORKER, is_replaced=False)
         training.go_on()
-        assert len(machines.workers(WORKER)) == 1
+        assert len(machines.workers(TRAIN_WORKER)) == 1
         return training
 
     return lose
