@@ -127,17 +127,23 @@ class _Fallible(Dataset[Any]):
     def __init__(self, dataset: ImageDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, request: Any) -> Any:
-        try:
-            return self.dataset[request]
-        except CropscoreError as error:
-            return error
+    def __getitems__(self, requests: list[Any]) -> list[Any]:
+        """Return a pass's items, or an error alone: no image after it is asked for.
+
+        Of a storage that is away each would take as long as the retries do, minutes.
+        """
+        items = []
+        for request in requests:
+            try:
+                items.append(self.dataset[request])
+            except CropscoreError as error:
+                return [error]
+        return items
 
 
 def _collate(items: list[Any]) -> Any:
-    """Return a batch of items, or the first error among them."""
-    errors = [one for one in items if isinstance(one, CropscoreError)]
-    return errors[0] if errors else default_collate(items)
+    """Return a batch of items, or the error in their place."""
+    return items[0] if isinstance(items[0], CropscoreError) else default_collate(items)
 
 
 class Feed:

@@ -73,9 +73,11 @@ class Echo(ImageDataset):
         )
         super().__init__(some, PreprocessConfig(), seed=0)
         self.threads: set[int] = set()
+        self.num_asked = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def __getitem__(self, request: Request) -> dict[str, Any]:
         self.threads.add(threading.get_ident())
+        self.num_asked += 1
         if request.image < 0:
             raise ConfigError("no such image", hint="ask for another")
         return {"image": request.image, "epoch": request.epoch, "class_index": 0, "overlap": 0.0}
@@ -104,13 +106,14 @@ def test_a_feed_reads_ahead_in_a_thread() -> None:
 
 
 @pytest.mark.parametrize("num_loaders", [0, 1])
-def test_a_feed_passes_errors_on_with_their_hints(num_loaders: int) -> None:
+def test_a_feed_passes_an_error_on_with_its_hint_and_asks_for_no_more(num_loaders: int) -> None:
     data = Echo(8)
     data.request = lambda image, epoch, step: Request(-1, epoch)  # type: ignore[method-assign]
     feed = Feed(data, a_plan(8, batch_size=8, epochs=1), 0, CPU, num_loaders)
     with pytest.raises(ConfigError, match=r"^no such image$") as caught:
         feed.take()
     assert caught.value.hint == "ask for another"
+    assert data.num_asked.item() == 1
 
 
 def test_a_cosine_warms_up_and_falls_to_nothing() -> None:
