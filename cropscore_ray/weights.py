@@ -81,16 +81,30 @@ def init_digest(init: str | None) -> str | None:
 def initial_network(config: TrainConfig, num_classes: int) -> Network:
     """Return a network with the weights that `classifier.init` names.
 
-    A classifier layer for another number of classes is left out and begins at random.
+    A last layer for another number of classes is left out and begins at random.
 
     Raises:
         ModelError: if the file is missing, damaged or of another architecture.
+        ConfigError: if the last layer would stay at random, as it is not trained.
     """
     network = make_network(config.network, num_classes)
     init = config.classifier.init
     if init is not None:
-        _load(network, _read_arrays(init), init)
+        arrays = _read_arrays(init)
+        _load(network, arrays, init)
+        if not config.classifier.epochs:
+            _require_last_layer(arrays, num_classes, init)
     return network
+
+
+def _require_last_layer(arrays: dict[str, Tensor], num_classes: int, init: str) -> None:
+    found = [len(arrays[name]) if name in arrays else 0 for name in ("fc.weight", "fc.bias")]
+    if found != [num_classes, num_classes]:
+        raise ConfigError(
+            f"{init} has a last layer for {min(found) or 'no'} classes, not for the manifest's "
+            f"{num_classes}, and with classifier.epochs=0 none is trained",
+            hint="train it: --set classifier.epochs=10",
+        )
 
 
 def _read_arrays(init: str) -> dict[str, Tensor]:

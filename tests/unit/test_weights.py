@@ -14,11 +14,13 @@ from torch import Tensor
 from cropscore_ray.config import ClassifierConfig, NetworkConfig, PreprocessConfig, TrainConfig
 from cropscore_ray.errors import ConfigError, ModelError
 from cropscore_ray.networks import make_network
+from cropscore_ray.settings import with_settings
 from cropscore_ray.weights import adapt_config, initial_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = NetworkConfig(architecture="googlenet-small", width=0.125)
+GIVEN = ["classifier.epochs=0", "classifier.num_members=1"]
 
 
 def config_with(init: str | None, network: NetworkConfig = SMALL) -> TrainConfig:
@@ -102,6 +104,25 @@ def test_a_classifier_of_other_classes_begins_at_random(
     assert network.fc.weight.shape[0] == 5
     assert torch.equal(network.conv1.conv.weight, state["conv1.conv.weight"])
     assert "fc.weight is for 9 classes, not 5" in caplog.text
+
+
+@pytest.mark.parametrize(("num_classes", "found"), [(9, "9"), (None, "no")])
+def test_a_last_layer_that_would_stay_at_random_is_refused(
+    pth: Callable[[object], str], num_classes: int | None, found: str
+) -> None:
+    state = small_state(num_classes or 5)
+    if num_classes is None:
+        state = {name: one for name, one in state.items() if not name.startswith("fc.")}
+    config = with_settings(config_with(pth(state)), GIVEN)
+    with pytest.raises(ConfigError, match=f"last layer for {found} classes, .* 5,") as caught:
+        initial_network(config, 5)
+    assert caught.value.hint == "train it: --set classifier.epochs=10"
+
+
+def test_given_weights_that_fit_need_no_training(pth: Callable[[object], str]) -> None:
+    state = small_state()
+    network = initial_network(with_settings(config_with(pth(state)), GIVEN), 5)
+    assert torch.equal(network.fc.weight, state["fc.weight"])
 
 
 def test_inception_bn_arrays_keep_their_names(tmp_path: Path) -> None:
