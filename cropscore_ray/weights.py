@@ -63,12 +63,19 @@ def adapt_config(config: TrainConfig) -> TrainConfig:
     # Workers have another working directory.
     prefix = _INCEPTION_BN if init.startswith(_INCEPTION_BN) else ""
     uri = storage.absolute_uri(init.removeprefix(prefix))
-    if not storage.exists(uri):
-        raise ModelError(f"no weights file {uri}", hint=f"classifier.init takes {_FORMS}")
     config = replace(config, classifier=replace(config.classifier, init=f"{prefix}{uri}"))
     if prefix:
         config = replace(config, network=NetworkConfig(architecture="inception-bn"))
     return config
+
+
+def require_init(init: str | None) -> None:
+    """Raise ModelError if `classifier.init` is a file that is not there."""
+    if init is None or init.startswith("torchvision:"):
+        return
+    uri = init.removeprefix(_INCEPTION_BN)
+    if not storage.exists(uri):
+        raise ModelError(f"no weights file {uri}", hint=f"classifier.init takes {_FORMS}")
 
 
 def init_digest(init: str | None) -> str | None:

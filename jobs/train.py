@@ -32,7 +32,7 @@ from cropscore_ray.training.stages import (
     train_scorer,
     train_voter,
 )
-from cropscore_ray.weights import adapt_config, init_digest
+from cropscore_ray.weights import adapt_config, init_digest, require_init
 
 STAGES = ("classifier", "scorer", "localizer")
 
@@ -79,6 +79,8 @@ def run(
             "epoch; `cropscore pack` makes archives, of which it is read alone"
         )
     config = adapt_config(config)
+    if stage in ("classifier", "all"):  # the others begin from networks in the bundle
+        require_init(config.classifier.init)
     with lock.held(storage.join(model, "training"), shown.say) as held:
         bundle = _open(stage, model, config, manifest)
         run = TrainingRun(

@@ -10,7 +10,7 @@ import pytest
 
 from cropscore_ray import lock
 from cropscore_ray.bundle import Bundle, load_bundle, save_bundle
-from cropscore_ray.errors import ConfigError, RunConflictError
+from cropscore_ray.errors import ConfigError, ModelError, RunConflictError
 from cropscore_ray.jobs import recipes, train
 from cropscore_ray.lock import Held
 from cropscore_ray.manifest import Manifest, write_manifest
@@ -21,6 +21,15 @@ from cropscore_ray.training.shares import TrainingRun
 
 CLASSES = [ImageClass(id="a", name="a"), ImageClass(id="b", name="b")]
 IMAGES = Manifest(table=MANIFEST.empty_table(), classes=CLASSES)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """A manifest of one image without a box."""
+    row = {"image_id": 0, "image_uri": "a.jpg", "class_index": 0, "gt_boxes": [], "split": "train"}
+    uri = str(tmp_path / "m")
+    write_manifest(uri, Manifest(table=pa.Table.from_pylist([row], MANIFEST), classes=CLASSES))
+    return uri
 
 
 @pytest.fixture
@@ -138,6 +147,18 @@ def test_a_recipe_that_trains_no_classifier_wants_given_weights(
     assert not model.exists()
 
 
+def test_first_weights_may_be_gone_once_the_classifier_is_trained(
+    model: str, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_train_stage", lambda stage, run, bundle, *_: bundle)
+    found = load_bundle(model)
+    config = with_settings(found.config, ["classifier.init=/gone.pth"])
+    save_bundle(replace(found, config=config))
+    train.run("scorer", data=data, model=model, config=config)
+    with pytest.raises(ModelError, match=r"no weights file /gone\.pth"):
+        train.run("classifier", data=data, model=model, config=config)
+
+
 @pytest.mark.parametrize("stage", ["classifier", "scorer", "localizer"])
 def test_a_training_that_lost_its_bundle_to_another_writes_nothing_there(
     model: str, monkeypatch: pytest.MonkeyPatch, stage: str
@@ -184,11 +205,8 @@ def test_another_set_of_classes_is_refused(model: str) -> None:
         train._open("scorer", model, train.first_config("scorer", model=model, recipe=None), other)
 
 
-def test_a_second_training_in_a_bundle_is_refused(tmp_path: Path) -> None:
-    row = {"image_id": 0, "image_uri": "a.jpg", "class_index": 0, "gt_boxes": [], "split": "train"}
-    table = pa.Table.from_pylist([row], MANIFEST)
-    data, model = str(tmp_path / "m"), str(tmp_path / "model")
-    write_manifest(data, Manifest(table=table, classes=CLASSES))
+def test_a_second_training_in_a_bundle_is_refused(tmp_path: Path, data: str) -> None:
+    model = str(tmp_path / "model")
     with (
         lock.held(f"{model}/training", lambda _: None),
         pytest.raises(RunConflictError, match=f"another run is at work in {model}/training"),

@@ -15,7 +15,7 @@ from cropscore_ray.config import ClassifierConfig, NetworkConfig, PreprocessConf
 from cropscore_ray.errors import ConfigError, ModelError
 from cropscore_ray.networks import make_network
 from cropscore_ray.settings import with_settings
-from cropscore_ray.weights import adapt_config, initial_network
+from cropscore_ray.weights import adapt_config, initial_network, require_init
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -145,9 +145,15 @@ def refusal(init: str) -> str:
 
 
 @pytest.mark.parametrize("init", ["nowhere.pth", "inception-bn:nowhere.npz"])
-def test_a_missing_file_is_named_before_anything_starts(init: str) -> None:
+def test_a_missing_file_is_named(init: str) -> None:
     with pytest.raises(ModelError, match=r"no weights file /.*/nowhere\.(pth|npz)"):
-        adapt_config(config_with(init))
+        require_init(adapt_config(config_with(init)).classifier.init)
+
+
+def test_what_is_there_or_no_file_is_not_missing(tmp_path: Path) -> None:
+    (tmp_path / "some.npz").touch()
+    for init in (f"inception-bn:{tmp_path}/some.npz", "torchvision:IMAGENET1K_V1", None):
+        require_init(init)
 
 
 def test_an_unknown_torchvision_name_lists_the_known() -> None:
