@@ -170,6 +170,8 @@ def _train_stage(
         shown.say(f"{stage}: already trained with these settings on these images")
         return bundle
     bundle.require(*_upstream(stage))
+    images = manifest.fingerprint()
+    _compare_images(stage, bundle, images, shown)
     run.held.require()
     bundle = _drop_stale(stage, bundle, shown)
     if stage == "localizer":
@@ -177,7 +179,7 @@ def _train_stage(
     training = train_classifiers if stage == "classifier" else train_scorer
     finished = _fit(partial(training, run), stage, fingerprint, run, shown)
     for name, trained in finished.items():
-        metrics = {"fingerprint": fingerprint, "epochs": trained["metrics"]}
+        metrics = {"fingerprint": fingerprint, "images": images, "epochs": trained["metrics"]}
         run.held.require()
         bundle = save_part(bundle, name, trained["weights"], metrics=metrics)
     storage.delete_folder(_folder(run, stage))
@@ -188,6 +190,29 @@ def _upstream(stage: str) -> list[str]:
     """Return the parts that a stage's training runs on."""
     first = classifier_part(0)
     return {"classifier": [], "scorer": [first], "localizer": [first, SCORER]}[stage]
+
+
+def _compare_images(stage: str, bundle: Bundle, images: str, shown: Progress) -> None:
+    """Tell of networks before this stage that learnt from another manifest or split.
+
+    Each has its own shares, so that what is held back from this one may have been learnt from.
+
+    Raises:
+        ConfigError: it is the scorer, and the localizer would trust its scores too much.
+    """
+    # Parts of older versions do not say.
+    seen = {name: bundle.parts[name]["metrics"].get("images") for name in _upstream(stage)}
+    if bundle.config.scorer.epochs and seen.get(SCORER) not in (None, images):
+        raise ConfigError(
+            f"the scorer of {bundle.uri} was trained on another manifest or split, and may have "
+            "learnt from images that the localizer is to learn from",
+            hint="give --data and --split what the scorer had, or train the scorer on these first",
+        )
+    if bundle.config.classifier.epochs and seen.get(classifier_part(0)) not in (None, images):
+        shown.say(
+            "note: the classifiers were trained on another manifest or split, so they may have "
+            "seen images that are held back here"
+        )
 
 
 def _drop_stale(stage: str, bundle: Bundle, shown: Progress) -> Bundle:
@@ -215,11 +240,12 @@ def _train_localizer(
         training = partial(train_regressors, run, storage.join(scored, "scores"))
         trained = _fit(training, "localizer", fingerprint, run, shown, num_workers=1)
     run.held.require()
+    images = manifest.fingerprint()
     bundle = save_part(
         bundle,
         LOCALIZER,
         trained["tensors"],
-        metrics={"fingerprint": fingerprint, **trained["metrics"]},
+        metrics={"fingerprint": fingerprint, "images": images, **trained["metrics"]},
         baselines=trained["baselines"],
     )
     storage.delete_folder(_folder(run, "localizer"))

@@ -21,6 +21,7 @@ from cropscore_ray.training.shares import TrainingRun
 
 CLASSES = [ImageClass(id="a", name="a"), ImageClass(id="b", name="b")]
 IMAGES = Manifest(table=MANIFEST.empty_table(), classes=CLASSES)
+OTHERS = replace(IMAGES, classes=CLASSES[::-1])  # with another fingerprint
 
 
 @pytest.fixture
@@ -197,6 +198,70 @@ def test_a_training_that_lost_its_bundle_to_another_writes_nothing_there(
         train._train_stage(stage, run, bundle, IMAGES, Progress(io.StringIO()))
     after = [one.relative_to(model) for one in Path(model).rglob("*.safetensors")]
     assert set(after) <= set(before)
+
+
+@pytest.fixture
+def fit_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages leave empty parts."""
+    trained = {"weights": {}, "tensors": {}, "metrics": {}, "baselines": {}}
+    members = {"classifier": ["classifier-0", "classifier-1"], "scorer": ["scorer"]}
+
+    def fit(training: Any, stage: str, *_: Any, **options: Any) -> dict[str, Any]:
+        return dict.fromkeys(members[stage], trained) if stage in members else trained
+
+    monkeypatch.setattr(train, "_fit", fit)
+    monkeypatch.setattr(train, "_score_images", lambda *_: "scores")
+
+
+def train_on(images: Manifest, stage: str, model: str) -> str:
+    """Train a stage on these images; return what was said."""
+    bundle, said, held = load_bundle(model), io.StringIO(), Held(folder_uri=model)
+    run = TrainingRun(manifest_uri="", split=None, model_uri=model, config=bundle.config, held=held)
+    train._train_stage(stage, run, bundle, images, Progress(said))
+    return said.getvalue()
+
+
+def without_images(model: str) -> None:
+    """Make parts such as older versions left."""
+    bundle = load_bundle(model)
+    for part in bundle.parts.values():
+        part["metrics"].pop("images", None)
+    save_bundle(bundle)
+
+
+@pytest.mark.usefixtures("fit_nothing")
+def test_a_localizer_of_another_manifest_than_the_scorers_is_refused(model: str) -> None:
+    train_on(OTHERS, "scorer", model)
+    before = Path(model, "model.json").read_text()
+    with pytest.raises(ConfigError, match="another manifest or split, and may have") as caught:
+        train_on(IMAGES, "localizer", model)
+    assert "--data and --split" in str(caught.value.hint)
+    assert Path(model, "model.json").read_text() == before
+    train_on(OTHERS, "localizer", model)
+    for name in ("scorer", "localizer"):
+        found = load_bundle(model).parts[name]["metrics"]["images"]
+        assert found == OTHERS.fingerprint()
+    without_images(model)
+    train_on(IMAGES, "localizer", model)
+
+
+@pytest.mark.usefixtures("fit_nothing")
+def test_a_scorer_that_is_not_trained_has_learnt_from_no_manifest(model: str) -> None:
+    bundle = load_bundle(model)
+    save_bundle(replace(bundle, config=with_settings(bundle.config, ["scorer.epochs=0"])))
+    train_on(OTHERS, "scorer", model)
+    train_on(IMAGES, "localizer", model)
+
+
+@pytest.mark.usefixtures("fit_nothing")
+def test_classifiers_of_another_manifest_may_have_seen_what_is_held_back(model: str) -> None:
+    told = "the classifiers were trained on another manifest or split"
+    train_on(OTHERS, "classifier", model)
+    assert told in train_on(IMAGES, "scorer", model)
+    assert told in train_on(IMAGES, "localizer", model)
+    assert told not in train_on(OTHERS, "scorer", model)
+    without_images(model)
+    assert told not in train_on(IMAGES, "scorer", model)
 
 
 def test_another_set_of_classes_is_refused(model: str) -> None:
