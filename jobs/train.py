@@ -61,6 +61,7 @@ def run(
 
     Raises, among others:
         RunConflictError: another training is at work in the bundle.
+        DataError: scorer and localizer lack images with boxes.
         StorageError: the storage gave no answer for an image that the localizer needs.
     """
     shown = progress or Progress()
@@ -72,6 +73,8 @@ def run(
             hint="name some with --init, such as torchvision:IMAGENET1K_V1",
         )
     manifest = training_manifest(data, split)
+    if stage == "all":
+        split_boxed(manifest, config)  # says before hours of classifiers that there are no boxes
     first_uri = manifest.table["image_uri"][0].as_py() if len(manifest.table) else ""
     if isinstance(shards.parse(first_uri), shards.Cell):
         shown.say(

@@ -10,7 +10,7 @@ import pytest
 
 from cropscore_ray import lock
 from cropscore_ray.bundle import Bundle, load_bundle, save_bundle
-from cropscore_ray.errors import ConfigError, ModelError, RunConflictError
+from cropscore_ray.errors import ConfigError, DataError, ModelError, RunConflictError
 from cropscore_ray.jobs import recipes, train
 from cropscore_ray.lock import Held
 from cropscore_ray.manifest import Manifest, write_manifest
@@ -146,6 +146,17 @@ def test_a_recipe_that_trains_no_classifier_wants_given_weights(
         train.run("all", data="", model=str(model), config=recipes.get(recipe))
     assert "--init" in str(caught.value.hint)
     assert not model.exists()
+
+
+def test_without_boxes_classifiers_alone_are_trained(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_train_stage", lambda stage, run, bundle, *_: bundle)
+    model = tmp_path / "model"
+    with pytest.raises(DataError, match="fewer than two images with a class and boxes"):
+        train.run("all", data=data, model=str(model), config=recipes.smoke())
+    assert not model.exists()
+    train.run("classifier", data=data, model=str(model), config=recipes.smoke())
 
 
 def test_first_weights_may_be_gone_once_the_classifier_is_trained(
