@@ -118,7 +118,8 @@ def training(
     rows = training_bench.measured(found)
     ratios = {
         "two workers/one worker": ratio(rows, "two workers", "one worker"),
-        "with checkpoints/without": ratio(rows, "with checkpoints", "one worker"),
+        # Of seconds, where the rows are rates.
+        "with checkpoints/without": ratio(rows, "one worker", "with checkpoints"),
     }
     return _found(device, rows, ratios)
 
