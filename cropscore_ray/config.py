@@ -65,8 +65,8 @@ class SgdConfig:
     batch_size: int = 64
     """Images a step, over all workers together."""
     pass_size: int | None = None
-    """Images that a worker takes at once; it adds up the gradients of as many passes as its
-    share of a step needs. None: its whole share in one pass."""
+    """Most images that a worker takes at once; it adds up the gradients of as many passes as its
+    share of a step needs, alike in size. None: its whole share in one pass."""
     learning_rate: float = 0.01
     """Peak rate, after 5 % linear warm-up."""
     schedule: str = "cosine"

@@ -4,6 +4,7 @@ A step's images depend on (seed, step) alone: a training that was stopped goes o
 and with any number of workers, which share the images of each step among them.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ class Plan:
     batch_size: int
     """Images a step, of all workers together; whole batches only."""
     pass_size: int
-    """Images that a worker takes at once; a larger share goes through in several passes."""
+    """Most images that a worker takes at once; a larger share goes through in several passes."""
     epochs: int
     seed: int
     rank: int
@@ -62,9 +63,16 @@ class Plan:
         return [int(i) for i in batch[self.rank :: self.num_workers]]
 
     def passes(self, step: int) -> list[list[int]]:
-        """Return this worker's images of a step, pass by pass."""
+        """Return this worker's images of a step, pass by pass.
+
+        As few passes as can be, whose sizes differ by an image at most: to batch norm a pass of
+        the one image that is left over would count as much as the others.
+        """
         share = self.share(step)
-        return [share[i : i + self.pass_size] for i in range(0, len(share), self.pass_size)]
+        size, num_passes = len(share), math.ceil(len(share) / self.pass_size)
+        return [
+            share[size * i // num_passes : size * (i + 1) // num_passes] for i in range(num_passes)
+        ]
 
 
 @lru_cache(maxsize=2)

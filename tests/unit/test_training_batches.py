@@ -1,5 +1,6 @@
 """Steps: every image once an epoch, the same for any number of workers, read ahead in order."""
 
+import math
 import threading
 from dataclasses import replace
 from itertools import chain
@@ -45,10 +46,17 @@ def test_an_epoch_deals_every_image_of_its_batches_to_one_worker(
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
         passes = workers[0].passes(step)
         assert list(chain(*passes)) == shares[0]
-        assert all(len(some) <= pass_size for some in passes)
+        sizes = [len(some) for some in passes]
+        assert len(passes) == math.ceil(len(shares[0]) / pass_size)
+        assert max(sizes) <= min(pass_size, min(sizes) + 1)
         seen += one.share(step)
     assert len(seen) == num_images // batch_size * batch_size
     assert len(set(seen)) == len(seen)
+
+
+def test_no_pass_is_what_is_left_over() -> None:
+    plan = a_plan(batch_size=13, pass_size=4)
+    assert [len(images) for images in plan.passes(0)] == [3, 3, 3, 4]
 
 
 def test_the_order_follows_seed_and_epoch() -> None:
