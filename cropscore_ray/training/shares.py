@@ -77,8 +77,9 @@ class Shares:
 def split_boxed(manifest: Manifest, config: TrainConfig) -> Shares:
     """Deal out the boxed rows to the scorer, the localizer, and those that are held back.
 
-    Drawn class by class from the seed, so that both shares hold every class that has two
-    images. What is held back is a part of the localizer's share.
+    Drawn class by class from the seed: with localizer_fraction 0.5 and no max_localizer_images
+    both shares hold every class that has two images. What is held back is a part of the
+    localizer's share.
 
     Raises:
         DataError: fewer than two images carry boxes.

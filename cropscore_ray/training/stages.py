@@ -132,6 +132,12 @@ def train_voter(run: TrainingRun, worker: Worker) -> dict[str, Any]:
     config = run.config
     bundle = load_bundle(run.model_uri)
     shares = split_boxed(training_manifest(run.manifest_uri, run.split), config)
+    if not len(shares.localizer):
+        raise DataError(
+            f"{run.manifest_uri}: the localizer has no image to learn from (its share: "
+            f"{len(shares.scored)}, held back: {len(shares.held_back)})",
+            hint="index more images with boxes; raise localizer_fraction or max_localizer_images",
+        )
     if not len(sized(shares.localizer)):  # said before hours of training: baselines need them
         raise DataError(
             f"{run.manifest_uri}: no training image with boxes has a known size",

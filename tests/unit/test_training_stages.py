@@ -161,3 +161,10 @@ def test_a_voter_without_sizes_is_refused_before_it_is_trained(run: TrainingRun)
     votes = replace(run, config=with_settings(run.config, ["mode=votes"]))
     with pytest.raises(DataError, match="no training image with boxes has a known size"):
         stages.train_voter(votes, Worker())
+
+
+def test_a_voter_without_images_is_told_so(run: TrainingRun) -> None:
+    votes = replace(run, config=with_settings(run.config, ["mode=votes", "max_localizer_images=1"]))
+    with pytest.raises(DataError, match="share: 1, held back: 1") as caught:
+        stages.train_voter(votes, Worker())
+    assert "max_localizer_images" in str(caught.value.hint)
