@@ -110,9 +110,13 @@ class Bundle:
 
     def network(self, name: str) -> "Network":
         """Return a trained network, on the CPU in float32 and evaluation mode."""
+        from cropscore_ray.class_heads import OverlapHead
         from cropscore_ray.networks import make_network
 
         network = make_network(self.config.network, len(self.classes))
+        width = self.config.scorer.overlap_width
+        if name == SCORER and width:
+            network.overlap = OverlapHead(network.fc.in_features, width)
         network.load_state_dict(self.tensors(name))
         return network.eval()
 

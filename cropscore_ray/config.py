@@ -114,14 +114,13 @@ class ClassifierConfig(SgdConfig):
         check(self, "classifier", "from 0 to below 1", "label_smoothing")
         check(self, "classifier", "from 0 to 1", "photometric", "aux_weight")
         check(self, "classifier", "above 0 and at most 1", "min_area_fraction")
+        members = self.num_members
+        require(1 <= members <= 9, "classifier.num_members", members, "from 1 to 9")
         require(
-            1 <= self.num_members <= 9, "classifier.num_members", self.num_members, "from 1 to 9"
-        )
-        require(
-            self.init_members is None or 1 <= self.init_members <= self.num_members,
+            self.init_members is None or 1 <= self.init_members <= members,
             "classifier.init_members",
             self.init_members,
-            f"from 1 to classifier.num_members ({self.num_members}), or null",
+            f"from 1 to classifier.num_members ({members}), or null",
         )
         if self.epochs == 0 and self.num_members > 1:  # all would be the given network
             raise ConfigError(
@@ -151,12 +150,21 @@ class ScorerConfig(SgdConfig):
     shows the network a crop as partial as the grid's (METHOD sections 7 and 9). 0 gives
     the poster's fine-tuning; in pyramid mode on the cells of objects, at any zoom.
     """
+    overlap_width: int = 0
+    """Channels of a head that tells a square's overlap from its embedding; 0: no head.
+
+    With one, the overlap is the score. The network stays as the classifier is, and the head
+    alone is trained, on squares of the grid (METHOD section 9).
+    """
     level_shares: tuple[float, float, float] = (0.1, 0.6, 0.3)
     """Pyramid mode: shares of the steps at its three levels, which cost 1, 4 and 16 crops."""
 
     def __post_init__(self) -> None:
         self.check("scorer")
         check(self, "scorer", "from 0 to below 1", "label_smoothing")
+        check(self, "scorer", "0 or more", "overlap_width")
+        learns = self.epochs > 0 or not self.overlap_width
+        require(learns, "scorer.epochs", self.epochs, "1 or more with scorer.overlap_width")
         fractions = ("context_fraction", "jitter_fraction", "grid_fraction")
         check(self, "scorer", "from 0 to 1", *fractions)
         whole = min(self.level_shares) >= 0 and abs(sum(self.level_shares) - 1) < 1e-9
@@ -296,21 +304,16 @@ class TrainConfig:
         most = self.max_localizer_images
         require(most is None or most >= 1, "max_localizer_images", most, "1 or more, or null")
         require(self.num_workers >= 1, "num_workers", self.num_workers, "1 or more")
-        require(
-            self.min_workers is None or 1 <= self.min_workers <= self.num_workers,
-            "min_workers",
-            self.min_workers,
-            f"from 1 to num_workers ({self.num_workers}), or null",
-        )
+        fewest, rule = self.min_workers, f"from 1 to num_workers ({self.num_workers}), or null"
+        require(fewest is None or 1 <= fewest <= self.num_workers, "min_workers", fewest, rule)
         require(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
         # A scorer that is taken as it is needs no images.
-        all_of_them = self.localizer_fraction == 1 and self.scorer.epochs == 0
-        require(
-            0 < self.localizer_fraction < 1 or all_of_them,
-            "localizer_fraction",
-            self.localizer_fraction,
-            "above 0 and below 1, or 1 with scorer.epochs 0",
-        )
+        share, rule = self.localizer_fraction, "above 0 and below 1, or 1 with scorer.epochs 0"
+        all_of_them = share == 1 and self.scorer.epochs == 0
+        require(0 < share < 1 or all_of_them, "localizer_fraction", share, rule)
+
+        width = self.scorer.overlap_width
+        require(self.mode in SCORE_MODES or not width, "scorer.overlap_width", width, "0 for votes")
 
     @property
     def held_back_fraction(self) -> float:

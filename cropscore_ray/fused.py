@@ -20,8 +20,8 @@ from cropscore_ray.networks import Network
 def for_inference(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
     """Return a copy for scoring: batch norm folded, siblings merged, channels last, in `dtype`.
 
-    Exact up to rounding. The linear classifier stays in float32: it is one product a crop,
-    and its scores are the feature.
+    Exact up to rounding. The linear classifier and the overlap head stay in float32: they
+    are little work, and their scores are the feature.
     """
     copied = copy.deepcopy(network).eval().requires_grad_(False)
     for name, block in list(copied.named_modules()):
@@ -35,6 +35,8 @@ def for_inference(network: Network, device: torch.device, dtype: torch.dtype) ->
     copied.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     copied.pool = max_pool
     copied.fc = copy.deepcopy(network.fc).requires_grad_(False).to(device, torch.float32)
+    if network.overlap is not None:
+        copied.overlap = copy.deepcopy(network.overlap).requires_grad_(False).eval().to(device)
     return copied
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from cropscore_ray.blocks import ConvBNReLU, Inception, InceptionBNBlock
+from cropscore_ray.class_heads import OverlapHead
 from cropscore_ray.config import NetworkConfig
 
 # Channels of each block: 1x1 | 3x3 reduce, 3x3 | 5x5 reduce, 5x5 | pool projection
@@ -61,6 +62,11 @@ class Network(nn.Module):
 
     pool: Callable[..., Tensor] = staticmethod(F.max_pool2d)
     """Max pooling; inference.py has one that is faster without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.overlap: OverlapHead | None = None
+        """Of a scorer that has one: what it tells of crops are their scores."""
 
     def features(self, x_N3HW: Tensor) -> Tensor:
         """Return the maps before global pooling, (N, D, h, w)."""

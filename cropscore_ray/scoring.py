@@ -24,6 +24,7 @@ from torch import Tensor
 
 from cropscore_ray import grid, images, voting
 from cropscore_ray.bundle import LOCALIZER, SCORER, Bundle, classifier_part
+from cropscore_ray.class_heads import class_weights
 from cropscore_ray.images import Crops, Pixels
 from cropscore_ray.inference import InferenceNetwork, best_dtype
 
@@ -45,7 +46,7 @@ class Look:
     probabilities_GK: Tensor | None
     """Of these classes; None if none were predicted."""
     scores_GKS: Tensor | None
-    """The object scorer's logits on the 140 squares; None in votes mode."""
+    """The object scorer's scores of the 140 squares; None in votes mode."""
     boxes_GK4: Tensor | None
     """Unit boxes that won the vote; None but in votes mode."""
     evidence_GKE: Tensor | None
@@ -192,15 +193,25 @@ class CropScorer:
 
     @torch.inference_mode()
     def score(self, embedding_GSD: Tensor, classes_GK: Tensor) -> Tensor:
-        """Return logits of the classes asked for, (G, K, S): only their rows are computed."""
-        fc = self.network(SCORER).fc
+        """Return scores of the classes asked for alone, (G, K, S).
+
+        They are the classes' logits, or the overlaps that the scorer's head tells, 0 to 1.
+        """
         pairs = zip(embedding_GSD, classes_GK, strict=True)
-        return torch.stack(
-            [
-                fc.weight[classes_K] @ embedding_SD.T + fc.bias[classes_K, None]
-                for embedding_SD, classes_K in pairs
-            ]
-        )
+        return torch.stack([self._scores_of(*pair) for pair in pairs])
+
+    def _scores_of(self, embedding_SD: Tensor, classes_K: Tensor) -> Tensor:
+        network = self.network(SCORER).network
+        if network.overlap is None:
+            fc = network.fc
+            return fc.weight[classes_K] @ embedding_SD.T + fc.bias[classes_K, None]
+        embedding_KSD = embedding_SD.expand(len(classes_K), -1, -1)
+        logits_KS: Tensor = network.overlap(embedding_KSD, self._class_weights[classes_K])
+        return logits_KS.sigmoid()
+
+    @cached_property
+    def _class_weights(self) -> Tensor:
+        return class_weights(self.network(SCORER).fc)
 
     def elect(self, images_G: list[Pixels | Tensor], classes_GK: Tensor) -> tuple[Tensor, Tensor]:
         """Return the boxes that the cells of the scorer's maps vote for, and their evidence.
@@ -222,11 +233,11 @@ class CropScorer:
         return torch.stack(boxes), torch.stack(evidence)
 
     def score_squares(self, data: bytes, class_index: int) -> Scores:
-        """Return the 140 logits of one class for an encoded image; ImageError if unreadable."""
+        """Return the 140 scores of one class for an encoded image; ImageError if unreadable."""
         return self.score_image(images.decode(data), class_index)
 
     def score_image(self, pixels_HW3: Pixels | Tensor, class_index: int) -> Scores:
-        """Return the 140 logits of one class for one image, in grid order."""
+        """Return the 140 scores of one class for one image, in grid order."""
         scores_GKS = self.score(self.embed([pixels_HW3]), torch.tensor([[class_index]]))
         return np.asarray(scores_GKS[0, 0].cpu().numpy(), np.float32)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from cropscore_ray.class_heads import ByClass, class_weights
 from cropscore_ray.images import Crops
 from cropscore_ray.inference import InferenceNetwork
 from cropscore_ray.localizer import probabilities
@@ -43,9 +44,9 @@ class VotingHead(nn.Module):
         """Take the channels of the scorer's last maps and of those before the last pooling."""
         super().__init__()
         self.dropout = dropout
-        self.last = _ByClass(num_last, width)
-        self.whole = _ByClass(num_last, width)
-        self.inner = _ByClass(num_inner, width, by_class=False)
+        self.last = ByClass(num_last, width)
+        self.whole = ByClass(num_last, width)
+        self.inner = ByClass(num_inner, width, by_class=False)
         self.around = nn.ModuleList(
             nn.Conv2d(width, width, 3, padding=apart, dilation=apart) for apart in (1, 2, 3)
         )
@@ -94,29 +95,6 @@ class VotingHeads(nn.Module):
             getattr(head, name).scale.copy_(scale_D)
 
 
-class _ByClass(nn.Module):
-    """A 1x1 convolution whose weights are the same for all classes, plus a part for each.
-
-    A class's part is one matrix times its weights in the scorer, channel by channel.
-    """
-
-    def __init__(self, channels: int, width: int, *, by_class: bool = True) -> None:
-        super().__init__()
-        self.same = nn.Linear(channels, width)
-        self.by_class = nn.Linear(channels, width, bias=False) if by_class else None
-        self.scale: Tensor
-        self.register_buffer("scale", torch.ones(channels))
-
-    def forward(self, maps_NDhw: Tensor, class_ND: Tensor) -> Tensor:
-        weight = self.same.weight
-        if self.by_class is not None:
-            weight = weight + self.by_class.weight * class_ND[:, None]
-        x_NDV = F.dropout1d(maps_NDhw.flatten(2), 0.2, self.training)
-        y_NWV = (weight * self.scale).to(x_NDV.dtype) @ x_NDV
-        y_NWV = y_NWV + self.same.bias[:, None]
-        return y_NWV.view(*y_NWV.shape[:2], *maps_NDhw.shape[2:])
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VoterMaps:
     """What a scorer's maps say of images, in cells."""
@@ -147,12 +125,6 @@ def voter_maps(
         inner_NDhw=both_NDVV[:, num_last:],
         whole_NDhw=network.cells(small, CELLS // 2),
     )
-
-
-def class_weights(fc: nn.Linear) -> Tensor:
-    """Return the scorer's weights of each class, (C, D), scaled to unit spread."""
-    weight = fc.weight.detach().float()
-    return weight / weight.std()
 
 
 def cell_centres(num_votes: int, device: torch.device) -> Tensor:

@@ -54,6 +54,27 @@ def pyramid() -> TrainConfig:
     )
 
 
+def overlap_head() -> TrainConfig:
+    """Return `pyramid` with a head that tells overlaps; the network stays as it is given.
+
+    Error cross-validated on 1,000 training images: 35.4 to 35.9, where class scores had 38 to 39.
+    """
+    return replace(
+        pyramid(),
+        recipe="overlap-head",
+        scorer=ScorerConfig(
+            overlap_width=128,
+            epochs=3,
+            batch_size=32,
+            optimizer="adamw",
+            learning_rate=0.001,
+            weight_decay=0.05,
+        ),
+        # Overlaps mean the same in every image; to normalize an image's would lose that.
+        localizer=replace(overlap().localizer, normalization="raw"),
+    )
+
+
 def ilsvrc_4k() -> TrainConfig:
     """Return `overlap` with the poster's Euclidean loss, for a few thousand boxed images.
 
@@ -145,6 +166,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "poster": poster,
     "overlap": overlap,
     "pyramid": pyramid,
+    "overlap-head": overlap_head,
     "ilsvrc-4k": ilsvrc_4k,
     "best": best,
     "tiny-imagenet": tiny_imagenet,

@@ -77,6 +77,12 @@ def _sample_square(rng: np.random.Generator, boxes_M4: Boxes) -> tuple[Box, floa
     return grid.unit_squares()[chosen], float(overlaps[chosen])
 
 
+def any_square(rng: np.random.Generator, boxes_M4: Boxes) -> tuple[Box, float]:
+    """Draw a square, each as probable as any other, with its overlap."""
+    chosen = rng.integers(grid.NUM_SQUARES)
+    return grid.unit_squares()[chosen], float(square_overlaps(boxes_M4)[chosen])
+
+
 def evenly(rng: np.random.Generator, overlaps_S: NDArray[np.float64]) -> int:
     """Draw a square's index so that all overlaps, from none to the highest, are alike often."""
     distance = np.abs(overlaps_S - rng.uniform(0.0, overlaps_S.max()))

@@ -51,15 +51,36 @@ class PyramidDataset(ImageDataset):
         if rng.random() < 0.5:
             image_SS3 = image_SS3.flip(1)
             boxes_M4 = mirrored(torch.from_numpy(boxes_M4)).numpy()
+        regions_R4, overlaps_R = self._regions(rng, boxes_M4, level)
+        return {
+            "crop": image_SS3,
+            "regions": torch.from_numpy(grid.region_means(regions_R4)),
+            "class_index": torch.full((len(regions_R4),), int(self.data.classes[request.image])),
+            "overlap": torch.from_numpy(overlaps_R),
+        }
+
+    def _regions(
+        self, rng: np.random.Generator, boxes_M4: Boxes, level: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return what to ask about at a level: blocks of cells, and their overlaps."""
         drawn = [
             sample_region(rng, boxes_M4, level, self.config) for _ in range(self.crops_an_image)
         ]
-        return {
-            "crop": image_SS3,
-            "regions": torch.from_numpy(grid.region_means(np.array([one for one, _ in drawn]))),
-            "class_index": torch.full((len(drawn),), int(self.data.classes[request.image])),
-            "overlap": torch.tensor([overlap for _, overlap in drawn]),
-        }
+        return np.array([one for one, _ in drawn]), np.array([overlap for _, overlap in drawn])
+
+
+class SquaresDataset(PyramidDataset):
+    """One whole image an epoch and all squares of the step's level, as often as scoring has them.
+
+    So the overlaps that are told of them are probable ones, where few overlap much.
+    """
+
+    def _regions(
+        self, rng: np.random.Generator, boxes_M4: Boxes, level: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        squares_S4 = grid.square_rectangles()
+        mine = grid.level_of(squares_S4) == level
+        return squares_S4[mine], square_overlaps(boxes_M4)[mine]
 
 
 def sample_region(

@@ -5,6 +5,7 @@ is a function of a `Worker` and returns plain tensors and numbers, which the cal
 into the bundle. They read the manifest themselves, so that nothing large travels.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,16 +15,25 @@ import pyarrow.compute as pc
 import torch
 
 from cropscore_ray import schema, storage
-from cropscore_ray.bundle import LOCALIZER, SCORER, classifier_part, load_bundle
+from cropscore_ray.bundle import LOCALIZER, SCORER, Bundle, classifier_part, load_bundle
+from cropscore_ray.class_heads import OverlapHead
+from cropscore_ray.config import TrainConfig
 from cropscore_ray.errors import DataError
+from cropscore_ray.networks import Network
 from cropscore_ray.scoring import CropScorer
 from cropscore_ray.training.crop_loss import CropObjective
-from cropscore_ray.training.crops import CropDataset, classifier_sampler, scorer_sampler
-from cropscore_ray.training.dataset import ImageDataset
+from cropscore_ray.training.crops import (
+    CropDataset,
+    any_square,
+    classifier_sampler,
+    scorer_sampler,
+)
+from cropscore_ray.training.dataset import ImageDataset, LabelledImages
 from cropscore_ray.training.judging import fit_baselines, fit_voter
-from cropscore_ray.training.regions import PyramidDataset
+from cropscore_ray.training.overlap import OverlapObjective
+from cropscore_ray.training.regions import PyramidDataset, SquaresDataset
 from cropscore_ray.training.regressor import ScoredImages, pad_boxes, train_localizer
-from cropscore_ray.training.sgd import NetworkTask, State, Worker, train_networks
+from cropscore_ray.training.sgd import NetworkTask, Objective, State, Worker, train_networks
 from cropscore_ray.training.shares import (
     TrainingRun,
     classifier_rows,
@@ -70,30 +80,49 @@ def train_classifiers(run: TrainingRun, worker: Worker) -> dict[str, State]:
 
 
 def train_scorer(run: TrainingRun, worker: Worker) -> dict[str, State]:
-    """Fine-tune classifier 0 on crops, or regions, of the scorer's images; see TrainConfig.mode."""
-    config = run.config
+    """Fine-tune classifier 0 on crops, or regions, of the scorer's images; see TrainConfig.mode.
+
+    Or give it an overlap head, if ScorerConfig asks for one.
+    """
     bundle = load_bundle(run.model_uri)
-    rows = split_boxed(training_manifest(run.manifest_uri, run.split), config).scorer
-    labelled = labelled_images(rows)
-    seed = config.seed * 1000 + 500
-    make = partial(bundle.network, classifier_part(0))
-    sampler = scorer_sampler(config.scorer)
-    dataset: ImageDataset = CropDataset(labelled, sampler, config.preprocess, seed)
+    network = bundle.network(classifier_part(0))
+    rows = split_boxed(training_manifest(run.manifest_uri, run.split), run.config).scorer
+    task = _scorer_task(run.config, bundle, network, labelled_images(rows), worker)
+    trained = train_networks([task], worker)
+    if run.config.scorer.overlap_width:
+        head = {f"overlap.{name}": one for name, one in trained[SCORER]["weights"].items()}
+        trained[SCORER]["weights"] = {**network.state_dict(), **head}
+    return trained
+
+
+def _scorer_task(
+    config: TrainConfig, bundle: Bundle, network: Network, data: LabelledImages, worker: Worker
+) -> NetworkTask:
+    """Return the training of the network, or of a head that reads it."""
+    scorer, preprocess, seed = config.scorer, config.preprocess, config.seed * 1000 + 500
+    has_head = scorer.overlap_width > 0
+    dataset: ImageDataset
     if config.mode == "pyramid":
-        dataset = PyramidDataset(labelled, config.scorer, config.preprocess, seed, make().stride)
-    task = NetworkTask(
-        name=SCORER,
-        make=make,
-        dataset=dataset,
-        objective=CropObjective(
+        kind = SquaresDataset if has_head else PyramidDataset
+        dataset = kind(data, scorer, preprocess, seed, network.stride)
+    else:
+        sampler = any_square if has_head else scorer_sampler(scorer)
+        dataset = CropDataset(data, sampler, preprocess, seed)
+    objective: Objective
+    if has_head:
+        make: Callable[[], Any] = partial(OverlapHead, network.fc.in_features, scorer.overlap_width)
+        engine = CropScorer(bundle, device=worker.device).network(classifier_part(0))
+        objective = OverlapObjective(dataset, engine)
+    else:
+        make = partial(bundle.network, classifier_part(0))
+        objective = CropObjective(
             dataset,
-            label_smoothing=config.scorer.label_smoothing,
-            learns_overlap=config.scorer.grid_fraction > 0,
-        ),
-        config=config.scorer,
-        seed=seed,
+            label_smoothing=scorer.label_smoothing,
+            learns_overlap=scorer.grid_fraction > 0,
+        )
+    return NetworkTask(
+        name=SCORER, make=make, dataset=dataset, objective=objective, config=scorer, seed=seed
     )
-    return train_networks([task], worker)
 
 
 def train_regressors(run: TrainingRun, scores_uri: str, worker: Worker) -> dict[str, Any]:

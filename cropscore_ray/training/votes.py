@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import default_collate
 
 from cropscore_ray import images
+from cropscore_ray.class_heads import class_weights
 from cropscore_ray.config import PreprocessConfig, VoterConfig
 from cropscore_ray.geometry import IOU_THRESHOLD, Boxes
 from cropscore_ray.inference import InferenceNetwork, best_dtype
@@ -23,7 +24,6 @@ from cropscore_ray.voting import (
     VoterMaps,
     VotingHeads,
     cell_centres,
-    class_weights,
     mirrored,
     voted_boxes,
     voter_maps,

@@ -11,6 +11,7 @@ import torch
 from models import random_model
 
 from cropscore_ray import storage
+from cropscore_ray.bundle import load_bundle
 from cropscore_ray.errors import DataError
 from cropscore_ray.jobs import recipes
 from cropscore_ray.lock import Held
@@ -18,6 +19,8 @@ from cropscore_ray.manifest import Manifest, write_manifest
 from cropscore_ray.schema import MANIFEST, SCORES, ImageClass
 from cropscore_ray.settings import with_settings
 from cropscore_ray.training import stages
+from cropscore_ray.training.crops import CropDataset
+from cropscore_ray.training.regions import SquaresDataset
 from cropscore_ray.training.regressor import ScoredImages
 from cropscore_ray.training.sgd import NetworkTask, Worker
 from cropscore_ray.training.shares import Shares, TrainingRun, split_boxed, training_manifest
@@ -106,6 +109,28 @@ def test_the_first_members_begin_from_given_weights(
     stages.train_classifiers(replace(run, config=config), Worker())
     weights = [task.make().fc.weight for task in tasks]
     assert [torch.equal(one, given.fc.weight) for one in weights] == expected
+
+
+@pytest.mark.parametrize(("mode", "dataset"), [("exact", CropDataset), ("pyramid", SquaresDataset)])
+def test_a_scorer_with_an_overlap_head_is_the_classifier_and_the_head(
+    run: TrainingRun, monkeypatch: pytest.MonkeyPatch, mode: str, dataset: type
+) -> None:
+    made: dict[str, Any] = {}
+
+    def train(tasks: list[NetworkTask], worker: Worker) -> dict[str, Any]:
+        [task] = tasks
+        assert isinstance(task.dataset, dataset)
+        assert set(task.dataset.data.uris) == uris(shares_of(run).scorer)
+        made.update(task.make().state_dict())
+        return {task.name: {"weights": made, "metrics": []}}
+
+    monkeypatch.setattr(stages, "train_networks", train)
+    config = with_settings(run.config, ["scorer.overlap_width=4", f"mode={mode}"])
+    found = stages.train_scorer(replace(run, config=config), Worker())["scorer"]["weights"]
+    plain = load_bundle(run.model_uri).tensors("classifier-0")
+    expected = {**plain, **{f"overlap.{name}": one for name, one in made.items()}}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 @pytest.fixture
