@@ -70,9 +70,9 @@ class PyramidDataset(ImageDataset):
 
 
 class SquaresDataset(PyramidDataset):
-    """One whole image an epoch and all squares of the step's level, as often as scoring has them.
+    """One whole image an epoch, and all squares of the step's level.
 
-    So the overlaps that are told of them are probable ones, where few overlap much.
+    Few of them overlap much, as where they are scored: so a head learns what is to be expected.
     """
 
     def _regions(
