@@ -22,6 +22,7 @@ from cropscore_ray.config import LocalizeConfig, TrainConfig
 from cropscore_ray.errors import ConfigError, StorageError
 from cropscore_ray.jobs import localize, recipes
 from cropscore_ray.manifest import Manifest, write_manifest
+from cropscore_ray.pool import WorkerConfig
 from cropscore_ray.progress import Progress
 from cropscore_ray.settings import to_dict, with_settings
 from cropscore_ray.training import cluster
@@ -260,7 +261,7 @@ def _score_images(run: TrainingRun, bundle: Bundle, manifest: Manifest, shown: P
 
     It stays in the bundle: other settings of the localizer need no new scores.
     """
-    rows = split_boxed(manifest, run.config).scored
+    rows, use_gpu = split_boxed(manifest, run.config).scored, run.config.use_gpu
     images = Manifest(table=rows, classes=manifest.classes)
     where = _folder(run, f"scores-{_digest([bundle.fingerprint, images.fingerprint()])}")
     source = storage.join(where, "manifest")
@@ -272,6 +273,7 @@ def _score_images(run: TrainingRun, bundle: Bundle, manifest: Manifest, shown: P
         out=where,
         config=LocalizeConfig(classes="label"),
         retry=True,
+        workers=WorkerConfig(gpus_per_worker=None if use_gpu is None else float(use_gpu)),
         progress=shown,
     )
     if schema.UNREACHED & record["counts"]["by_status"].keys():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cropscore_ray import runtime
 from cropscore_ray.bench.measuring import Measured
 from cropscore_ray.config import ClassifierConfig, NetworkConfig, PreprocessConfig
 from cropscore_ray.datasets.drawn import CLASS_NAMES, draw_image
@@ -95,7 +96,13 @@ class Steps:
 
 
 def run_round(images: LabelledImages, storage_uri: str, number: int) -> dict[str, dict[str, float]]:
-    """Let each contestant train once; return the metrics of its second epoch."""
+    """Let each contestant train once; return the metrics of its second epoch.
+
+    On GPUs if there are enough for all of them, so that none is compared with CPUs.
+    """
+    runtime.connect()
+    most = max(one.num_workers for one in CONTESTANTS.values())
+    on_gpu = bool(cluster.scaling_config(most, None, None).use_gpu)
     found = {}
     for name, contestant in CONTESTANTS.items():
         metrics = cluster.fit(
@@ -103,7 +110,7 @@ def run_round(images: LabelledImages, storage_uri: str, number: int) -> dict[str
             name=f"{name.replace(' ', '-')}-{number}",
             storage_uri=storage_uri,
             num_workers=contestant.num_workers,
-            use_gpu=None,
+            use_gpu=on_gpu,
             checkpoint_steps=max(1, SIZE.steps // 2),
         )
         found[name] = metrics[1]

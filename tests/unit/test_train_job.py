@@ -289,3 +289,29 @@ def test_a_second_training_in_a_bundle_is_refused(tmp_path: Path, data: str) -> 
     ):
         train.run("classifier", data=data, model=model, config=recipes.smoke())
     assert not (tmp_path / "model" / "model.json").exists()
+
+
+@pytest.mark.parametrize(("use_gpu", "gpus"), [(None, None), (True, 1.0), (False, 0.0)])
+def test_the_localizers_images_are_scored_where_the_networks_are_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_gpu: bool | None, gpus: float | None
+) -> None:
+    asked: list[Any] = []
+
+    def score(*_: Any, workers: Any, **options: Any) -> dict[str, Any]:
+        asked.append(workers.gpus_per_worker)
+        return {"counts": {"by_status": {}}}
+
+    monkeypatch.setattr(train.localize, "run", score)
+    rows = [
+        {"image_id": i, "image_uri": f"{i}.jpg", "class_index": 0, "gt_boxes": [[0, 0, 1, 1]]}
+        for i in range(20)
+    ]
+    boxed = Manifest(table=pa.Table.from_pylist(rows, MANIFEST), classes=CLASSES)
+    config = replace(recipes.smoke(), use_gpu=use_gpu)
+    uri = str(tmp_path)
+    bundle = Bundle(uri=uri, config=config, classes=CLASSES, parts={}, baselines={})
+    run = TrainingRun(
+        manifest_uri="m", split=None, model_uri=uri, config=config, held=Held(folder_uri=uri)
+    )
+    train._score_images(run, bundle, boxed, Progress())
+    assert asked == [gpus]
