@@ -4,7 +4,8 @@
         --scorer "as it is=bundle-unadapted" --scorer "object crops=bundle-object"
 
 The first model's localizer is the base of the table, its own images are what every localizer
-learns from, and the val split is what they are judged by. Scores are computed once and kept in
+learns from, and the val split is what they are judged by. Another scorer's scores are normalized
+as its own model has it. Scores are computed once and kept in
 the cache; after that a row takes seconds.
 
 The seeds are the localizer's alone: which of its images are held back, first weights and order.
@@ -158,7 +159,7 @@ def line(name: str, wrong_SN: NDArray[np.bool_], is_single_N: NDArray[np.bool_])
 
 
 def rows(
-    base: Data, config: LocalizerConfig, others: dict[str, Data]
+    base: Data, config: LocalizerConfig, others: dict[str, tuple[Data, LocalizerConfig]]
 ) -> Iterator[tuple[str, Data, LocalizerConfig]]:
     """Yield each row's name, data and settings; each differs from the first in one thing."""
     yield f"base: {config.normalization}, {config.loss}", base, config
@@ -171,8 +172,8 @@ def rows(
             yield f"loss: {loss}", base, replace(config, loss=loss)
     classwise = replace(config, classwise_min_images=2)
     yield "classes with 2 images or more may have last layers of their own", base, classwise
-    for name, data in others.items():
-        yield name, data, config
+    for name, (data, own) in others.items():
+        yield name, data, own
 
 
 def data(
@@ -223,21 +224,25 @@ def main() -> None:
     both = some_images(for_localizer), some_images(manifest.only("val").table)
     of = partial(data, arguments.cache)
     base = of(bundle, both, "squares")
-    others = {"49 cells of the class map": of(bundle, both, "cells")}
+    config = bundle.config.localizer
+    others = {"49 cells of the class map": (of(bundle, both, "cells"), config)}
     if bundle.config.mode == "pyramid":
-        others["784 rectangles"] = of(bundle, both, "rectangles")
+        others["784 rectangles"] = of(bundle, both, "rectangles"), config
     if arguments.averaged:
-        others["mirror images' scores averaged in"] = of(bundle, both, "squares", averaged=True)
+        averaged = of(bundle, both, "squares", averaged=True)
+        others["mirror images' scores averaged in"] = averaged, config
     for option in arguments.scorer:
         name, where = option.split("=", 1)
         other = other_model(where, bundle.config.mode, train, for_localizer)
-        others[f"scorer: {name}"] = of(other, both, "squares")
+        # Overlaps are read as they are, logits normalized.
+        own = replace(config, normalization=other.config.localizer.normalization)
+        others[f"scorer: {name}"] = of(other, both, "squares"), own
     is_single_N = np.array([len(boxes) == 1 for boxes in both[1].rows["gt_boxes"].to_pylist()])
     print(f"error in %, ± over {len(SEEDS)} seeds of the localizer alone\n")
     print(f"| {bundle.config.mode} | {len(is_single_N)} images | single-box | multi-box |")
     print("|---|---|---|---|")
-    for name, some, config in rows(base, bundle.config.localizer, others):
-        wrong_SN, num_classwise = wrong_by_seed(some, config)
+    for name, some, settings in rows(base, config, others):
+        wrong_SN, num_classwise = wrong_by_seed(some, settings)
         if any(num_classwise) or "2 images" in name:
             name = f"{name} ({', '.join(map(str, num_classwise))} classes did)"
         print(line(name, wrong_SN, is_single_N), flush=True)
