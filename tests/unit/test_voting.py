@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tasks import Keeper, assert_same, weights
 
 from cropscore_ray import geometry
+from cropscore_ray.class_heads import class_weights
 from cropscore_ray.config import NetworkConfig, PreprocessConfig, VoterConfig
 from cropscore_ray.inference import InferenceNetwork
 from cropscore_ray.networks import make_network
@@ -24,7 +25,6 @@ from cropscore_ray.voting import (
     VotingHead,
     VotingHeads,
     cell_centres,
-    class_weights,
     count_votes,
     from_tensors,
     mirrored,
