@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.data import default_collate
 
 from cropscore_ray import images
-from cropscore_ray.class_heads import class_weights
 from cropscore_ray.config import PreprocessConfig, VoterConfig
 from cropscore_ray.geometry import IOU_THRESHOLD, Boxes
-from cropscore_ray.inference import InferenceNetwork, best_dtype
-from cropscore_ray.training.batches import Batch, on_device
+from cropscore_ray.inference import best_dtype
+from cropscore_ray.training.batches import Batch
 from cropscore_ray.training.dataset import Box, ImageDataset, LabelledImages, Request
+from cropscore_ray.training.head_objective import HeadObjective
 from cropscore_ray.training.losses import NO_BOX, best_iou, generalized_iou
 from cropscore_ray.voting import (
     CELLS,
@@ -31,7 +30,6 @@ from cropscore_ray.voting import (
 
 _MOST_BOXES = 32  # an image's largest ones; crowds of more small objects are rare
 _LEAST_SEEN = 0.3  # of an object's area must be in the window for it to count
-_SCALE_IMAGES = 200
 _GIOU_WEIGHT, _L1_WEIGHT = 2.0, 0.5
 
 
@@ -86,38 +84,19 @@ def draw_window(rng: np.random.Generator, boxes_M4: Boxes, smallest: float) -> t
     return np.concatenate([low, low + sides]), seen_M4[counts]
 
 
-class VoteObjective:
+class VoteObjective(HeadObjective):
     """The loss of voting heads on the maps of a scorer that stays as it is."""
-
-    def __init__(self, dataset: VoteDataset, scorer: InferenceNetwork) -> None:
-        """Take the scorer as it will serve the voter, so that both see the same maps."""
-        self.dataset = dataset
-        self.scorer = scorer
-        self.class_CD = class_weights(scorer.fc)
-
-    def trained(self, network: VotingHeads) -> nn.Module:
-        """Return the heads themselves."""
-        return network
 
     def prepare(self, network: VotingHeads, device: torch.device) -> None:
         """Scale each channel of the maps to unit size, as measured on some images."""
-        requests = range(0, len(self.dataset), max(1, len(self.dataset) // _SCALE_IMAGES))
         squares: dict[str, list[Tensor]] = {"last": [], "inner": [], "whole": []}
-        for i in requests:
-            one = self.dataset[self.dataset.request(i, epoch=0, step=i)]
-            maps = self._maps(on_device(default_collate([one]), device))
+        for batch in self._some_images(device):
+            maps = self._maps(batch)
             for name, found in squares.items():
                 found.append(getattr(maps, f"{name}_NDhw").square().mean((0, 2, 3)))
         for name, found in squares.items():
             size = torch.stack(found).mean(0).sqrt()
             network.set_scale(name, 1 / size.clamp_min(1e-2))
-
-    def state(self) -> Any:
-        """Return nothing: scales are buffers of the heads."""
-        return None
-
-    def load(self, state: Any) -> None:
-        """Take nothing."""
 
     def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return a pass's mean loss, and how many images' surest votes fit, of how many."""
