@@ -99,7 +99,7 @@ def training(
 
     Args:
         storage: where checkpoints go; None: a temporary folder.
-        rounds: measurements of each way.
+        rounds: trainings with each number of workers.
         progress: told of rounds done and rounds in all.
     """
     device = _device()
@@ -116,11 +116,9 @@ def training(
             delete_folder(where)
         progress(rounds, rounds)
     rows = training_bench.measured(found)
-    ratios = {
-        "two workers/one worker": ratio(rows, "two workers", "one worker"),
-        # Of seconds, where the rows are rates.
-        "with checkpoints/without": ratio(rows, "one worker", "with checkpoints"),
-    }
+    ratios = {"two workers/one worker": ratio(rows, "two workers", "one worker")}
+    for name in training_bench.WORKERS:  # of seconds, where the rows are rates
+        ratios[f"{name}, with checkpoints/without"] = ratio(rows, name, f"{name}, with checkpoints")
     return _found(device, rows, ratios)
 
 

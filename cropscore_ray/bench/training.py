@@ -1,7 +1,9 @@
 """Training steps on Ray workers: what a second worker brings, and what checkpoints cost."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +17,14 @@ from cropscore_ray.training import cluster
 from cropscore_ray.training.crop_loss import CropObjective
 from cropscore_ray.training.crops import CropDataset, classifier_sampler
 from cropscore_ray.training.dataset import LabelledImages
-from cropscore_ray.training.sgd import NetworkTask, Worker, train_networks
+from cropscore_ray.training.sgd import NetworkTask, State, Worker, train_networks
 
 _SEED = 14
 _NUM_CLASSES = 1000  # as many as ILSVRC's, so that checkpoints have their true size
+
+
+_EPOCHS = {"warm-up": (1,), "without": (2, 5), "with checkpoints": (3, 4)}
+"""Epochs of each kind, in one training: another one, minutes later, may find a slower machine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +35,7 @@ class Size:
     """A quarter of the usual pixels: a step on one core takes about a second."""
     batch: int = 32
     steps: int = 20
-    """An epoch; with checkpoints, every so many and in the middle."""
+    """An epoch; one with checkpoints has one, in the middle: ten times as many as by default."""
 
     @property
     def num_images(self) -> int:
@@ -37,20 +43,8 @@ class Size:
         return self.batch * self.steps
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Contestant:
-    """A way to take the same steps."""
-
-    num_workers: int = 1
-    has_checkpoints: bool = False
-
-
 SIZE = Size()
-CONTESTANTS = {
-    "one worker": Contestant(),
-    "two workers": Contestant(num_workers=2),
-    "with checkpoints": Contestant(has_checkpoints=True),
-}
+WORKERS = {"one worker": 1, "two workers": 2}
 
 
 def draw_images(folder: Path, num_images: int) -> LabelledImages:
@@ -67,19 +61,18 @@ def draw_images(folder: Path, num_images: int) -> LabelledImages:
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """Two epochs of steps of a GoogLeNet, the first to warm up."""
+    """Epochs of steps of a GoogLeNet, some with a checkpoint (`_EPOCHS`)."""
 
     images: LabelledImages
     size: Size
-    contestant: Contestant
 
     def __call__(self, worker: Worker) -> list[dict[str, float]]:
-        """Return the metrics of both epochs."""
+        """Return the metrics of the epochs."""
         if worker.device.type == "cpu":
             torch.set_num_threads(1)
-        if not self.contestant.has_checkpoints:
-            worker = replace(worker, checkpoint=lambda *_: None)
-        config = ClassifierConfig(epochs=2, batch_size=self.size.batch)
+        worker = replace(worker, checkpoint=_InTheMiddle(worker.checkpoint))
+        epochs = sum(len(numbers) for numbers in _EPOCHS.values())
+        config = ClassifierConfig(epochs=epochs, batch_size=self.size.batch)
         side = self.size.input_px
         preprocess = PreprocessConfig(input_px=side, frame_px=side)
         dataset = CropDataset(self.images, classifier_sampler(config), preprocess, _SEED)
@@ -95,44 +88,55 @@ class Steps:
         return metrics
 
 
-def run_round(images: LabelledImages, storage_uri: str, number: int) -> dict[str, dict[str, float]]:
-    """Let each contestant train once; return the metrics of its second epoch.
+class _InTheMiddle:
+    """Checkpoints in the middle of some epochs, so that each has arrived when the epoch ends."""
 
-    On GPUs if there are enough for all of them, so that none is compared with CPUs.
+    def __init__(self, checkpoint: Callable[[dict[str, Any], Callable[[], State]], None]) -> None:
+        self._checkpoint = checkpoint
+        self._epoch = 0
+
+    def __call__(self, metrics: dict[str, Any], state: Callable[[], State]) -> None:
+        is_middle = metrics["epoch"] > self._epoch  # the second of an epoch is at its end
+        self._epoch = metrics["epoch"]
+        if is_middle and self._epoch in _EPOCHS["with checkpoints"]:
+            self._checkpoint(metrics, state)
+
+
+def run_round(
+    images: LabelledImages, storage_uri: str, number: int
+) -> dict[str, list[dict[str, float]]]:
+    """Train once with one worker and once with two; return the metrics of their epochs.
+
+    On GPUs if there are enough for both, so that none is compared with CPUs.
     """
     runtime.connect()
-    most = max(one.num_workers for one in CONTESTANTS.values())
-    on_gpu = bool(cluster.scaling_config(most, None, None).use_gpu)
-    found = {}
-    for name, contestant in CONTESTANTS.items():
-        metrics = cluster.fit(
-            Steps(images=images, size=SIZE, contestant=contestant),
+    on_gpu = bool(cluster.scaling_config(max(WORKERS.values()), None, None).use_gpu)
+    return {
+        name: cluster.fit(
+            Steps(images=images, size=SIZE),
             name=f"{name.replace(' ', '-')}-{number}",
             storage_uri=storage_uri,
-            num_workers=contestant.num_workers,
+            num_workers=num_workers,
             use_gpu=on_gpu,
             checkpoint_steps=max(1, SIZE.steps // 2),
         )
-        found[name] = metrics[1]
-    return found
+        for name, num_workers in WORKERS.items()
+    }
 
 
-def measured(rounds: list[dict[str, dict[str, float]]]) -> list[Measured]:
-    """Return the contestants' rates, then the share of their time that they waited for images."""
-    rates = [
-        Measured(
-            name=name,
-            unit="images/s",
-            values=[SIZE.num_images / one[name]["seconds"] for one in rounds],
-        )
-        for name in CONTESTANTS
-    ]
-    waits = [
-        Measured(
-            name=f"{name}, waiting",
-            unit="of its time",
-            values=[one[name]["input_wait"] for one in rounds],
-        )
-        for name in CONTESTANTS
-    ]
-    return rates + waits
+def measured(rounds: list[dict[str, list[dict[str, float]]]]) -> list[Measured]:
+    """Return rates without and with checkpoints, and the share of time waited for images."""
+    rows = []
+    for name in WORKERS:
+        for kind, title in (("without", name), ("with checkpoints", f"{name}, with checkpoints")):
+            epochs = [[one[name][number - 1] for number in _EPOCHS[kind]] for one in rounds]
+            seconds = [sum(epoch["seconds"] for epoch in some) for some in epochs]
+            waited = [sum(epoch["seconds"] * epoch["input_wait"] for epoch in e) for e in epochs]
+            num_images = SIZE.num_images * len(_EPOCHS[kind])
+            rates = [num_images / one for one in seconds]
+            waits = [one / all_of_it for one, all_of_it in zip(waited, seconds, strict=True)]
+            rows += [
+                Measured(name=title, unit="images/s", values=rates),
+                Measured(name=f"{title}, waiting", unit="of its time", values=waits),
+            ]
+    return rows

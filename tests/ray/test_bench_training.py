@@ -1,4 +1,4 @@
-"""The training benchmark's three ways, with very few steps; figures are measured, not tested."""
+"""The training benchmark with very few steps; figures are measured, not tested."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ def fit_here(
 
 
 @pytest.mark.parametrize("where", ["here", pytest.param("on Ray", marks=pytest.mark.slow)])
-def test_all_ways_take_the_same_steps(
+def test_rates_waits_and_ratios_of_each_number_of_workers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
@@ -53,14 +53,24 @@ def test_all_ways_take_the_same_steps(
     monkeypatch.setattr(bench, "delete_folder", delete_folder)
     found = bench.training(storage=str(tmp_path), rounds=1, progress=lambda *_: None)
     rows = {row["name"]: row["median"] for row in found["rows"]}
-    for name in training_bench.CONTESTANTS:
-        assert rows[name] > 0
-        assert 0 <= rows[f"{name}, waiting"] <= 1
-    ratio = rows["two workers"] / rows["one worker"]
-    slower = rows["one worker"] / rows["with checkpoints"]  # a step's time with them to without
-    assert found["ratios"] == {
-        "two workers/one worker": pytest.approx(ratio),
-        "with checkpoints/without": pytest.approx(slower),
-    }
-    assert left == ["with-checkpoints-0"]
+    for name in training_bench.WORKERS:
+        for title in (name, f"{name}, with checkpoints"):
+            assert rows[title] > 0
+            assert 0 <= rows[f"{title}, waiting"] <= 1
+        slower = rows[name] / rows[f"{name}, with checkpoints"]  # a step's time with to without
+        assert found["ratios"][f"{name}, with checkpoints/without"] == pytest.approx(slower)
+    more = rows["two workers"] / rows["one worker"]
+    assert found["ratios"]["two workers/one worker"] == pytest.approx(more)
+    assert set(left) == {"one-worker-0", "two-workers-0"}
     assert not list(tmp_path.rglob("state.pt"))
+
+
+def test_only_the_middle_of_some_epochs_has_a_checkpoint() -> None:
+    steps = 0
+    kept: list[int] = []
+    in_the_middle = training_bench._InTheMiddle(lambda *_: kept.append(steps))
+    for epoch in range(1, 6):
+        for _ in ("middle", "end"):
+            steps += 10
+            in_the_middle({"epoch": epoch}, dict)
+    assert kept == [50, 70]
