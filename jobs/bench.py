@@ -93,32 +93,42 @@ def localizer(
 
 
 def training(
-    *, storage: str | None = None, rounds: int = 5, progress: Callable[[int, int], None]
+    *,
+    storage: str | None = None,
+    steps: int = 20,
+    rounds: int = 5,
+    progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Measure training steps on Ray workers; return machine, rows and ratios.
 
     Args:
         storage: where checkpoints go; None: a temporary folder.
+        steps: of an epoch, two or more; some epochs have a checkpoint in the middle.
         rounds: trainings with each number of workers.
         progress: told of rounds done and rounds in all.
     """
     device = _device()
+    size = training_bench.Size(steps=steps)
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        images = training_bench.draw_images(Path(folder), training_bench.SIZE.num_images)
+        images = training_bench.draw_images(Path(folder), size.num_images)
         # A folder of its own: a training goes on from what it finds.
         where = join(absolute_uri(storage or folder), f"bench-{uuid.uuid4().hex[:8]}")
         try:
             for number in range(rounds):
                 progress(number, rounds)
-                found.append(training_bench.run_round(images, where, number))
+                found.append(training_bench.run_round(images, size, where, number))
         finally:
             delete_folder(where)
         progress(rounds, rounds)
-    rows = training_bench.measured(found)
-    ratios = {"two workers/one worker": ratio(rows, "two workers", "one worker")}
-    for name in training_bench.WORKERS:  # of seconds, where the rows are rates
-        ratios[f"{name}, with checkpoints/without"] = ratio(rows, name, f"{name}, with checkpoints")
+    rows = training_bench.measured(found, size)
+    one, two = training_bench.WORKERS
+    ratios = {
+        "two workers/one worker": ratio(rows, two, one),
+        # Of seconds, where the rows are rates.
+        "one worker, with checkpoints/without": ratio(rows, one, f"{one}, with checkpoints"),
+        "two workers, with checkpoints/without": ratio(rows, two, f"{two}, with checkpoints"),
+    }
     return _found(device, rows, ratios)
 
 

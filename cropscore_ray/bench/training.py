@@ -34,8 +34,8 @@ class Size:
     input_px: int = 112
     """A quarter of the usual pixels: a step on one core takes about a second."""
     batch: int = 32
-    steps: int = 20
-    """An epoch; one with checkpoints has one, in the middle: ten times as many as by default."""
+    steps: int
+    """An epoch; one with checkpoints has one, in the middle."""
 
     @property
     def num_images(self) -> int:
@@ -43,7 +43,6 @@ class Size:
         return self.batch * self.steps
 
 
-SIZE = Size()
 WORKERS = {"one worker": 1, "two workers": 2}
 
 
@@ -103,7 +102,7 @@ class _InTheMiddle:
 
 
 def run_round(
-    images: LabelledImages, storage_uri: str, number: int
+    images: LabelledImages, size: Size, storage_uri: str, number: int
 ) -> dict[str, list[dict[str, float]]]:
     """Train once with one worker and once with two; return the metrics of their epochs.
 
@@ -113,18 +112,18 @@ def run_round(
     on_gpu = bool(cluster.scaling_config(max(WORKERS.values()), None, None).use_gpu)
     return {
         name: cluster.fit(
-            Steps(images=images, size=SIZE),
+            Steps(images=images, size=size),
             name=f"{name.replace(' ', '-')}-{number}",
             storage_uri=storage_uri,
             num_workers=num_workers,
             use_gpu=on_gpu,
-            checkpoint_steps=max(1, SIZE.steps // 2),
+            checkpoint_steps=size.steps // 2,
         )
         for name, num_workers in WORKERS.items()
     }
 
 
-def measured(rounds: list[dict[str, list[dict[str, float]]]]) -> list[Measured]:
+def measured(rounds: list[dict[str, list[dict[str, float]]]], size: Size) -> list[Measured]:
     """Return rates without and with checkpoints, and the share of time waited for images."""
     rows = []
     for name in WORKERS:
@@ -132,7 +131,7 @@ def measured(rounds: list[dict[str, list[dict[str, float]]]]) -> list[Measured]:
             epochs = [[one[name][number - 1] for number in _EPOCHS[kind]] for one in rounds]
             seconds = [sum(epoch["seconds"] for epoch in some) for some in epochs]
             waited = [sum(epoch["seconds"] * epoch["input_wait"] for epoch in e) for e in epochs]
-            num_images = SIZE.num_images * len(_EPOCHS[kind])
+            num_images = size.num_images * len(_EPOCHS[kind])
             rates = [num_images / one for one in seconds]
             waits = [one / all_of_it for one, all_of_it in zip(waited, seconds, strict=True)]
             rows += [

@@ -61,6 +61,13 @@ def localizer(**options: Any) -> None:
 
 @bench.command()
 @click.option("--storage", metavar="URI", help="Where checkpoints go; a folder here without.")
+@click.option(
+    "--steps",
+    type=click.IntRange(2),
+    default=20,
+    show_default=True,
+    help="With one checkpoint; trainings write one in 200.",
+)
 @_common
 def training(**options: Any) -> None:
     """Take training steps: with two workers against one, and with checkpoints against none.

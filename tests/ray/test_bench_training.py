@@ -1,6 +1,7 @@
 """The training benchmark with very few steps; figures are measured, not tested."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ def test_rates_waits_and_ratios_of_each_number_of_workers(
         monkeypatch.setattr(cluster, "fit", fit_here)
     else:
         request.getfixturevalue("ray_local")
-    size = training_bench.Size(input_px=32, batch=4, steps=2)
-    monkeypatch.setattr(training_bench, "SIZE", size)
+    size = partial(training_bench.Size, input_px=32, batch=4)
+    monkeypatch.setattr(training_bench, "Size", size)
     left: list[str] = []
 
     def delete_folder(uri: str) -> None:
@@ -51,7 +52,7 @@ def test_rates_waits_and_ratios_of_each_number_of_workers(
         storage.delete_folder(uri)
 
     monkeypatch.setattr(bench, "delete_folder", delete_folder)
-    found = bench.training(storage=str(tmp_path), rounds=1, progress=lambda *_: None)
+    found = bench.training(storage=str(tmp_path), steps=2, rounds=1, progress=lambda *_: None)
     rows = {row["name"]: row["median"] for row in found["rows"]}
     for name in training_bench.WORKERS:
         for title in (name, f"{name}, with checkpoints"):
