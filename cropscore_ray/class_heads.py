@@ -1,4 +1,4 @@
-"""Heads that read a network's maps or embeddings for a class: what its score counts, they count.
+"""Small heads on a network's maps or embeddings, read by the network's own weights of a class.
 
 Shape suffixes: N images with a class each; C classes; S crops or squares; D channels; W channels
 of a head; V cells; h, w a map's sides.

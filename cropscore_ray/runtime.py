@@ -195,6 +195,11 @@ def cpus_here() -> float:
     return float(node["Resources"].get("CPU", 0))
 
 
+def num_nodes() -> int:
+    """Return how many nodes are alive, with those that take no work."""
+    return sum(node["Alive"] for node in ray.nodes())
+
+
 def _by_node(kind: str) -> list[float]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [found[kind] for found in nodes if found.get(kind)]

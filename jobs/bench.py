@@ -106,8 +106,11 @@ def training(
         steps: of an epoch, two or more; some epochs have a checkpoint in the middle.
         rounds: trainings with each number of workers.
         progress: told of rounds done and rounds in all.
+
+    Raises:
+        ConfigError: the cluster has several nodes.
     """
-    device = _device()
+    use_gpu = training_bench.on_gpu()
     size = training_bench.Size(steps=steps)
     found = []
     with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +120,7 @@ def training(
         try:
             for number in range(rounds):
                 progress(number, rounds)
-                found.append(training_bench.run_round(images, size, where, number))
+                found.append(training_bench.run_round(images, size, where, number, use_gpu=use_gpu))
         finally:
             delete_folder(where)
         progress(rounds, rounds)
@@ -129,7 +132,7 @@ def training(
         "one worker, with checkpoints/without": ratio(rows, one, f"{one}, with checkpoints"),
         "two workers, with checkpoints/without": ratio(rows, two, f"{two}, with checkpoints"),
     }
-    return _found(device, rows, ratios)
+    return _found(torch.device("cuda" if use_gpu else "cpu"), rows, ratios)
 
 
 def pipeline(
@@ -203,10 +206,11 @@ def _plain(row: Measured) -> dict[str, Any]:
 def render(found: dict[str, Any]) -> str:
     """Return the figures as a table for people."""
     lines = [", ".join(f"{name} {value}" for name, value in found["machine"].items()), ""]
-    lines.append(f"{'':34}{'median':>12}{'min':>12}{'max':>12}{'runs':>6}")
-    for row in found["rows"]:
-        name = f"{row['name']}, {row['unit']}"
+    names = [f"{row['name']}, {row['unit']}" for row in found["rows"]]
+    width = max(map(len, [*names, *found["ratios"]])) + 2
+    lines.append(f"{'':{width}}{'median':>12}{'min':>12}{'max':>12}{'runs':>6}")
+    for name, row in zip(names, found["rows"], strict=True):
         numbers = "".join(f"{row[key]:>12.4g}" for key in ("median", "min", "max"))
-        lines.append(f"{name:34}{numbers}{row['runs']:>6}")
-    lines += ["", *(f"{name:34}{value:>12.3f}" for name, value in found["ratios"].items())]
+        lines.append(f"{name:{width}}{numbers}{row['runs']:>6}")
+    lines += ["", *(f"{name:{width}}{value:>12.3f}" for name, value in found["ratios"].items())]
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from cropscore_ray import runtime
 from cropscore_ray.bench.measuring import Measured
 from cropscore_ray.config import ClassifierConfig, NetworkConfig, PreprocessConfig
 from cropscore_ray.datasets.drawn import CLASS_NAMES, draw_image
+from cropscore_ray.errors import ConfigError
 from cropscore_ray.networks import make_network
 from cropscore_ray.training import cluster
 from cropscore_ray.training.crop_loss import CropObjective
@@ -21,10 +22,8 @@ from cropscore_ray.training.sgd import NetworkTask, State, Worker, train_network
 
 _SEED = 14
 _NUM_CLASSES = 1000  # as many as ILSVRC's, so that checkpoints have their true size
-
-
 _EPOCHS = {"warm-up": (1,), "without": (2, 5), "with checkpoints": (3, 4)}
-"""Epochs of each kind, in one training: another one, minutes later, may find a slower machine."""
+"""Epochs of each kind, in one training: another training may find a slower machine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +34,7 @@ class Size:
     """A quarter of the usual pixels: a step on one core takes about a second."""
     batch: int = 32
     steps: int
-    """An epoch; one with checkpoints has one, in the middle."""
+    """Of an epoch; some epochs have a checkpoint, in the middle."""
 
     @property
     def num_images(self) -> int:
@@ -47,7 +46,7 @@ WORKERS = {"one worker": 1, "two workers": 2}
 
 
 def draw_images(folder: Path, num_images: int) -> LabelledImages:
-    """Draw images into a folder that all workers can read."""
+    """Draw images into a folder of this machine."""
     uris, boxes = [], []
     classes = np.arange(num_images) % len(CLASS_NAMES)
     for i, class_index in enumerate(classes):
@@ -88,7 +87,10 @@ class Steps:
 
 
 class _InTheMiddle:
-    """Checkpoints in the middle of some epochs, so that each has arrived when the epoch ends."""
+    """Checkpoints in the middle of some epochs: each has half an epoch to arrive in.
+
+    The warm-up has one too, since the first of a process is slower.
+    """
 
     def __init__(self, checkpoint: Callable[[dict[str, Any], Callable[[], State]], None]) -> None:
         self._checkpoint = checkpoint
@@ -97,26 +99,36 @@ class _InTheMiddle:
     def __call__(self, metrics: dict[str, Any], state: Callable[[], State]) -> None:
         is_middle = metrics["epoch"] > self._epoch  # the second of an epoch is at its end
         self._epoch = metrics["epoch"]
-        if is_middle and self._epoch in _EPOCHS["with checkpoints"]:
+        if is_middle and self._epoch not in _EPOCHS["without"]:
             self._checkpoint(metrics, state)
 
 
-def run_round(
-    images: LabelledImages, size: Size, storage_uri: str, number: int
-) -> dict[str, list[dict[str, float]]]:
-    """Train once with one worker and once with two; return the metrics of their epochs.
+def on_gpu() -> bool:
+    """Tell whether all trainings are on GPUs: if there are enough for each, else none is.
 
-    On GPUs if there are enough for both, so that none is compared with CPUs.
+    Raises:
+        ConfigError: the cluster has several nodes, which cannot all read the images.
     """
     runtime.connect()
-    on_gpu = bool(cluster.scaling_config(max(WORKERS.values()), None, None).use_gpu)
+    if (num_nodes := runtime.num_nodes()) > 1:
+        raise ConfigError(
+            f"bench training measures one machine, and the cluster has {num_nodes} nodes",
+            hint="unset RAY_ADDRESS, or join a cluster of one node",
+        )
+    return bool(cluster.scaling_config(max(WORKERS.values()), None, None).use_gpu)
+
+
+def run_round(
+    images: LabelledImages, size: Size, storage_uri: str, number: int, *, use_gpu: bool
+) -> dict[str, list[dict[str, float]]]:
+    """Train once with each number of workers; return the metrics of the epochs."""
     return {
         name: cluster.fit(
             Steps(images=images, size=size),
             name=f"{name.replace(' ', '-')}-{number}",
             storage_uri=storage_uri,
             num_workers=num_workers,
-            use_gpu=on_gpu,
+            use_gpu=use_gpu,
             checkpoint_steps=size.steps // 2,
         )
         for name, num_workers in WORKERS.items()
@@ -128,12 +140,13 @@ def measured(rounds: list[dict[str, list[dict[str, float]]]], size: Size) -> lis
     rows = []
     for name in WORKERS:
         for kind, title in (("without", name), ("with checkpoints", f"{name}, with checkpoints")):
-            epochs = [[one[name][number - 1] for number in _EPOCHS[kind]] for one in rounds]
-            seconds = [sum(epoch["seconds"] for epoch in some) for some in epochs]
-            waited = [sum(epoch["seconds"] * epoch["input_wait"] for epoch in e) for e in epochs]
-            num_images = size.num_images * len(_EPOCHS[kind])
-            rates = [num_images / one for one in seconds]
-            waits = [one / all_of_it for one, all_of_it in zip(waited, seconds, strict=True)]
+            rates, waits = [], []
+            for found in rounds:
+                epochs = [found[name][number - 1] for number in _EPOCHS[kind]]
+                seconds = sum(epoch["seconds"] for epoch in epochs)
+                waited_s = sum(epoch["seconds"] * epoch["input_wait"] for epoch in epochs)
+                rates.append(size.num_images * len(epochs) / seconds)
+                waits.append(waited_s / seconds)
             rows += [
                 Measured(name=title, unit="images/s", values=rates),
                 Measured(name=f"{title}, waiting", unit="of its time", values=waits),

@@ -66,7 +66,7 @@ def localizer(**options: Any) -> None:
     type=click.IntRange(2),
     default=20,
     show_default=True,
-    help="With one checkpoint; trainings write one in 200.",
+    help="Of an epoch; some epochs have one checkpoint. Trainings write one in 200 steps.",
 )
 @_common
 def training(**options: Any) -> None:

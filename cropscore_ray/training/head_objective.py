@@ -19,7 +19,7 @@ _SCALE_IMAGES = 200
 
 
 class HeadObjective:
-    """A loss of heads, without what each kind of them learns."""
+    """What objectives of heads share; each kind adds `prepare` and `__call__`."""
 
     def __init__(self, dataset: ImageDataset, scorer: InferenceNetwork) -> None:
         """Take the network as it will serve the heads, so that both see the same numbers."""

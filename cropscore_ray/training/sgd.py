@@ -78,7 +78,7 @@ class Objective(Protocol):
         """Take what `prepare` found at another time."""
 
     def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a pass's mean loss, and how many of its images are judged right, of how many."""
+        """Return a pass's mean loss, and how many images or squares are right, of how many."""
 
 
 @dataclass(frozen=True, kw_only=True)

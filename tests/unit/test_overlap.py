@@ -64,6 +64,21 @@ def a_task(
     )
 
 
+def test_a_new_head_reads_channels_of_unit_size(
+    labelled: LabelledImages, engine: InferenceNetwork
+) -> None:
+    task = a_task(labelled, engine, "exact")
+    head = task.make()
+    task.objective.prepare(head, CPU)
+    requests = [task.dataset.request(i, epoch=0, step=i) for i in range(len(labelled))]
+    crops = torch.stack([task.dataset[request]["crop"] for request in requests])
+    embedding_ND = engine.cells(crops).flatten(1)
+    size_D = (head.read.scale * embedding_ND).square().mean(0).sqrt()
+    is_alive_D = embedding_ND.square().mean(0).sqrt() > 1e-2
+    assert is_alive_D.any()
+    torch.testing.assert_close(size_D[is_alive_D], torch.ones_like(size_D[is_alive_D]))
+
+
 def slow_overlaps(head: OverlapHead, embedding_SD: np.ndarray, class_D: np.ndarray) -> np.ndarray:
     """One square after the other, with numpy."""
     named = {name: one.double().numpy() for name, one in head.state_dict().items()}
