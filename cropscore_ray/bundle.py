@@ -17,7 +17,7 @@ from cropscore_ray.config import LocalizeConfig, PreprocessConfig, TrainConfig
 from cropscore_ray.errors import ConfigError, ModelError
 from cropscore_ray.grid import CELLS, NUM_SQUARES
 from cropscore_ray.schema import ImageClass
-from cropscore_ray.settings import from_dict, to_dict
+from cropscore_ray.settings import from_dict, to_dict, to_identity
 
 # Who only reads model.json, as a bulk run's command does, does not wait for PyTorch.
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ class Bundle:
         identity = {
             "format": FORMAT,
             "mode": self.config.mode,
-            "network": asdict(self.config.network),
-            "preprocess": asdict(self.config.preprocess),
+            "network": to_identity(self.config.network),
+            "preprocess": to_identity(self.config.preprocess),
             "normalization": self.config.localizer.normalization if LOCALIZER in self.parts else "",
             "classes": [asdict(one) for one in self.classes],
             "parts": {name: part["sha256"] for name, part in sorted(self.parts.items())},

@@ -13,10 +13,29 @@ from cropscore_ray.errors import ConfigError
 
 Config = TypeVar("Config")
 
+LATER = {"later": True}
+"""Metadata of a setting that did not exist in version 0.1.0: `field(default=…, metadata=LATER)`.
+At its default it is no difference, so that what began without it goes on."""
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a config as plain JSON values."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def to_identity(config: Any) -> dict[str, Any]:
+    """Return what makes two configs different ones, as plain JSON values.
+
+    That is all of a config, but for settings that were added LATER and stand at their defaults.
+    """
+    plain = to_dict(config)
+    for one in dataclasses.fields(config):
+        value = getattr(config, one.name)
+        if dataclasses.is_dataclass(value):
+            plain[one.name] = to_identity(value)
+        elif one.metadata.get("later") and value == one.default:
+            del plain[one.name]
     return plain
 
 

@@ -17,7 +17,7 @@ from cropscore_ray.parts import BulkRun
 from cropscore_ray.pool import WorkerConfig
 from cropscore_ray.progress import Progress
 from cropscore_ray.schema import ImageClass
-from cropscore_ray.settings import to_dict
+from cropscore_ray.settings import to_dict, to_identity
 from cropscore_ray.stage_actor import Scoring, make_stage
 
 TABLES = {"localize": "predictions", "score": "scores"}
@@ -78,7 +78,7 @@ def run(
                 "model": bundle.fingerprint,
                 "manifest": manifest.identity,
                 "split": split,
-                "config": to_dict(config),
+                "config": to_identity(config),
             },
             facts=_facts(command, bundle, source, manifest.uri, split, config),
             held=held,

@@ -24,7 +24,7 @@ from cropscore_ray.jobs import localize, recipes
 from cropscore_ray.manifest import Manifest, write_manifest
 from cropscore_ray.pool import WorkerConfig
 from cropscore_ray.progress import Progress
-from cropscore_ray.settings import to_dict, with_settings
+from cropscore_ray.settings import to_dict, to_identity, with_settings
 from cropscore_ray.training import cluster
 from cropscore_ray.training.shares import TrainingRun, split_boxed, training_manifest
 from cropscore_ray.training.stages import (
@@ -314,7 +314,7 @@ def _folder(run: TrainingRun, stage: str) -> str:
 
 def _stage_fingerprint(stage: str, run: TrainingRun, bundle: Bundle, manifest: Manifest) -> str:
     """Return a hash of all that a stage's result depends on."""
-    config = to_dict(run.config)
+    config = to_identity(run.config)
     depends = {
         "images": manifest.fingerprint(),
         "settings": config[stage],
