@@ -137,9 +137,9 @@ def train(
         cropscore train classifier --data manifest --model bundle --recipe overlap \\
             --init torchvision:IMAGENET1K_V1 --set classifier.epochs=0
     """
+    from cropscore_ray.config.overrides import with_settings
     from cropscore_ray.jobs import train as job
     from cropscore_ray.progress import Progress
-    from cropscore_ray.settings import with_settings
 
     chosen = [*settings, *([f"classifier.init={json.dumps(init)}"] if init else [])]
     config = with_settings(job.first_config(stage, model=model, recipe=recipe), chosen)

@@ -16,11 +16,11 @@ from cropscore_ray.bench import roofline
 from cropscore_ray.bench import scorer as scorer_bench
 from cropscore_ray.bench import training as training_bench
 from cropscore_ray.bench.measuring import Measured, machine, measure, ratio
-from cropscore_ray.bundle import SCORER, load_bundle
-from cropscore_ray.config import LocalizerConfig
+from cropscore_ray.config.sections import LocalizerConfig
 from cropscore_ray.errors import CropscoreError
 from cropscore_ray.grid import NUM_SQUARES
-from cropscore_ray.inference import best_dtype
+from cropscore_ray.models.bundle import SCORER, load_bundle
+from cropscore_ray.models.inference import best_dtype
 from cropscore_ray.progress import Progress
 from cropscore_ray.storage import absolute_uri, delete_folder, join
 

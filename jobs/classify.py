@@ -5,12 +5,12 @@ from functools import partial
 import pyarrow as pa
 
 from cropscore_ray import storage
-from cropscore_ray.bundle import load_bundle
-from cropscore_ray.classification import ClassifierErrors, classifier_errors
+from cropscore_ray.datasets.manifest import match_classes, read_manifest
 from cropscore_ray.errors import ConfigError, DataError
-from cropscore_ray.evaluate import TRAIN_SPLIT
+from cropscore_ray.evaluation.classifiers import ClassifierErrors, classifier_errors
+from cropscore_ray.evaluation.metrics import TRAIN_SPLIT
 from cropscore_ray.jobs.evaluate import line, percent
-from cropscore_ray.manifest import match_classes, read_manifest
+from cropscore_ray.models.bundle import load_bundle
 from cropscore_ray.progress import Progress
 
 

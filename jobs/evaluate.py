@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pyarrow as pa
 
 from cropscore_ray import storage
+from cropscore_ray.datasets.manifest import Manifest, read_manifest
 from cropscore_ray.errors import ConfigError
-from cropscore_ray.evaluate import Evaluation, Figures, Rate, evaluate
-from cropscore_ray.formats.devkit import read_devkit, read_ids
-from cropscore_ray.formats.ilsvrc import read_ilsvrc
-from cropscore_ray.formats.parquet import read_predictions
-from cropscore_ray.manifest import Manifest, read_manifest
+from cropscore_ray.evaluation.formats.devkit import read_devkit, read_ids
+from cropscore_ray.evaluation.formats.ilsvrc import read_ilsvrc
+from cropscore_ray.evaluation.formats.parquet import read_predictions
+from cropscore_ray.evaluation.metrics import Evaluation, Figures, Rate, evaluate
 
 FORMATS = ("parquet", "ilsvrc", "devkit")
 

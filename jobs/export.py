@@ -3,11 +3,11 @@
 import logging
 
 from cropscore_ray.errors import ConfigError
-from cropscore_ray.formats.coco import write_coco
-from cropscore_ray.formats.csv import write_csv
-from cropscore_ray.formats.devkit import read_ids, write_devkit
-from cropscore_ray.formats.ilsvrc import write_ilsvrc
-from cropscore_ray.formats.parquet import read_predictions
+from cropscore_ray.evaluation.formats.coco import write_coco
+from cropscore_ray.evaluation.formats.csv import write_csv
+from cropscore_ray.evaluation.formats.devkit import read_ids, write_devkit
+from cropscore_ray.evaluation.formats.ilsvrc import write_ilsvrc
+from cropscore_ray.evaluation.formats.parquet import read_predictions
 
 FORMATS = ("ilsvrc", "devkit", "coco", "csv")
 

@@ -3,10 +3,10 @@
 import sys
 
 from cropscore_ray import storage
-from cropscore_ray.datasets import IndexReport, ReadProgress, absolute_source, index_source
+from cropscore_ray.datasets.manifest import is_manifest, open_manifest, write_manifest
+from cropscore_ray.datasets.sources import IndexReport, ReadProgress, absolute_source, index_source
+from cropscore_ray.datasets.uri_list import STDIN, write_list
 from cropscore_ray.errors import RunConflictError
-from cropscore_ray.manifest import is_manifest, open_manifest, write_manifest
-from cropscore_ray.uri_list import STDIN, write_list
 
 
 def run(

@@ -6,19 +6,20 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from cropscore_ray import pipeline, run_folder, schema, storage
-from cropscore_ray.bundle import Bundle, load_bundle, required_parts
-from cropscore_ray.config import SCORE_MODES, LocalizeConfig
-from cropscore_ray.datasets import absolute_source
+from cropscore_ray import schema, storage
+from cropscore_ray.bulk import pipeline, run_folder
+from cropscore_ray.bulk.parts import BulkRun
+from cropscore_ray.bulk.score_actor import Scoring, make_stage
+from cropscore_ray.bulk.workers import WorkerConfig
+from cropscore_ray.config.overrides import to_dict, to_identity
+from cropscore_ray.config.sections import SCORE_MODES, LocalizeConfig
+from cropscore_ray.datasets.manifest import match_classes
+from cropscore_ray.datasets.sources import absolute_source
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import sources
-from cropscore_ray.manifest import match_classes
-from cropscore_ray.parts import BulkRun
-from cropscore_ray.pool import WorkerConfig
+from cropscore_ray.models.bundle import Bundle, load_bundle, required_parts
 from cropscore_ray.progress import Progress
 from cropscore_ray.schema import ImageClass
-from cropscore_ray.settings import to_dict, to_identity
-from cropscore_ray.stage_actor import Scoring, make_stage
 
 TABLES = {"localize": "predictions", "score": "scores"}
 

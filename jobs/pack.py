@@ -3,12 +3,13 @@
 from itertools import repeat
 from typing import Any
 
-from cropscore_ray import packing, pipeline, run_folder, storage
-from cropscore_ray.datasets import absolute_source
+from cropscore_ray import storage
+from cropscore_ray.bulk import packing, pipeline, run_folder
+from cropscore_ray.bulk.parts import BulkRun
+from cropscore_ray.datasets.manifest import StoredManifest
+from cropscore_ray.datasets.sources import absolute_source
 from cropscore_ray.errors import ConfigError
 from cropscore_ray.jobs import sources
-from cropscore_ray.manifest import StoredManifest
-from cropscore_ray.parts import BulkRun
 from cropscore_ray.progress import Progress
 
 

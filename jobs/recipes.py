@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from cropscore_ray.config import (
+from cropscore_ray.config.sections import (
     ClassifierConfig,
     LocalizerConfig,
     NetworkConfig,

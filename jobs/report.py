@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cropscore_ray import storage
+from cropscore_ray.datasets.manifest import Manifest, is_manifest, read_manifest
 from cropscore_ray.errors import CropscoreError, DataError
-from cropscore_ray.evaluate import evaluate
-from cropscore_ray.fetch import fetch_image
-from cropscore_ray.formats.parquet import read_predictions
-from cropscore_ray.manifest import Manifest, is_manifest, read_manifest
+from cropscore_ray.evaluation.formats.parquet import read_predictions
+from cropscore_ray.evaluation.metrics import evaluate
+from cropscore_ray.images.fetch import fetch_image
 from cropscore_ray.report import RunInputs, build_report
 from cropscore_ray.report.gallery import ScoreSquares
 
@@ -70,8 +70,8 @@ def _read_manifest(run_uri: str, run: Mapping[str, Any]) -> Manifest:
 def _load_scorer(run: Mapping[str, Any]) -> tuple[ScoreSquares | None, str]:
     """Return the function that scores 140 squares, or why there is none."""
     # Only the score maps need torch, which takes seconds to import.
-    from cropscore_ray.bundle import SCORER, load_bundle
-    from cropscore_ray.scoring import CropScorer
+    from cropscore_ray.models.bundle import SCORER, load_bundle
+    from cropscore_ray.models.scorer import CropScorer
 
     uri = run.get("model_uri")
     if uri is None:

@@ -4,18 +4,25 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cropscore_ray import lock, pipeline, run_folder, storage
-from cropscore_ray.datasets import absolute_source
-from cropscore_ray.datasets.folder import require_folder
+from cropscore_ray import storage
+from cropscore_ray.bulk import pipeline, run_folder
+from cropscore_ray.bulk.parts import BulkRun
+from cropscore_ray.bulk.workers import WorkerConfig
+from cropscore_ray.datasets.listing import GrowingManifest, Lister, growing_manifest
+from cropscore_ray.datasets.manifest import (
+    StoredManifest,
+    delete_manifest,
+    is_manifest,
+    open_manifest,
+)
+from cropscore_ray.datasets.readers.folder import require_folder
+from cropscore_ray.datasets.sources import absolute_source
+from cropscore_ray.datasets.uri_list import STDIN, write_list
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import index
-from cropscore_ray.listing import GrowingManifest, Lister, growing_manifest
-from cropscore_ray.lock import Held
-from cropscore_ray.manifest import StoredManifest, delete_manifest, is_manifest, open_manifest
-from cropscore_ray.parts import BulkRun
-from cropscore_ray.pool import WorkerConfig
 from cropscore_ray.progress import Progress
-from cropscore_ray.uri_list import STDIN, write_list
+from cropscore_ray.storage import lock
+from cropscore_ray.storage.lock import Held
 
 
 @contextmanager

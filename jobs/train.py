@@ -7,8 +7,15 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
-from cropscore_ray import lock, schema, shards, storage
-from cropscore_ray.bundle import (
+from cropscore_ray import schema, storage
+from cropscore_ray.bulk.workers import WorkerConfig
+from cropscore_ray.config.overrides import to_dict, to_identity, with_settings
+from cropscore_ray.config.sections import LocalizeConfig, TrainConfig
+from cropscore_ray.datasets.manifest import Manifest, write_manifest
+from cropscore_ray.errors import ConfigError, StorageError
+from cropscore_ray.images import archives
+from cropscore_ray.jobs import localize, recipes
+from cropscore_ray.models.bundle import (
     LOCALIZER,
     SCORER,
     Bundle,
@@ -18,22 +25,17 @@ from cropscore_ray.bundle import (
     save_bundle,
     save_part,
 )
-from cropscore_ray.config import LocalizeConfig, TrainConfig
-from cropscore_ray.errors import ConfigError, StorageError
-from cropscore_ray.jobs import localize, recipes
-from cropscore_ray.manifest import Manifest, write_manifest
-from cropscore_ray.pool import WorkerConfig
+from cropscore_ray.models.pretrained import adapt_config, init_digest, require_init
 from cropscore_ray.progress import Progress
-from cropscore_ray.settings import to_dict, to_identity, with_settings
-from cropscore_ray.training import cluster
-from cropscore_ray.training.shares import TrainingRun, split_boxed, training_manifest
+from cropscore_ray.storage import lock
+from cropscore_ray.training import on_ray
+from cropscore_ray.training.data.shares import TrainingRun, split_boxed, training_manifest
 from cropscore_ray.training.stages import (
     train_classifiers,
     train_regressors,
     train_scorer,
     train_voter,
 )
-from cropscore_ray.weights import adapt_config, init_digest, require_init
 
 STAGES = ("classifier", "scorer", "localizer")
 
@@ -77,7 +79,7 @@ def run(
     if stage == "all":
         split_boxed(manifest, config)  # says before hours of classifiers that there are no boxes
     first_uri = manifest.table["image_uri"][0].as_py() if len(manifest.table) else ""
-    if isinstance(shards.parse(first_uri), shards.Cell):
+    if isinstance(archives.parse(first_uri), archives.Cell):
         shown.say(
             "note: each image is read with its whole row group of a Parquet file, epoch after "
             "epoch; `cropscore pack` makes archives, of which it is read alone"
@@ -285,14 +287,14 @@ def _score_images(run: TrainingRun, bundle: Bundle, manifest: Manifest, shown: P
 
 
 def _fit(
-    training: cluster.Training,
+    training: on_ray.Training,
     stage: str,
     fingerprint: str,
     run: TrainingRun,
     shown: Progress,
     num_workers: int | None = None,
 ) -> Any:
-    return cluster.fit(
+    return on_ray.fit(
         training,
         name=f"{stage}-{fingerprint}",
         storage_uri=_folder(run, stage),

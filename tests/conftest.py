@@ -100,10 +100,10 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture
 def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings take their steps in this process, and not on Ray Train."""
-    from cropscore_ray.training import cluster
-    from cropscore_ray.training.sgd import Worker
+    from cropscore_ray.training import on_ray
+    from cropscore_ray.training.loop import Worker
 
-    monkeypatch.setattr(cluster, "fit", lambda training, **options: training(Worker()))
+    monkeypatch.setattr(on_ray, "fit", lambda training, **options: training(Worker()))
 
 
 @pytest.fixture

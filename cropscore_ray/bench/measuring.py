@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cropscore_ray.inference import best_dtype
+from cropscore_ray.models.inference import best_dtype
 
 Run = Callable[[], int]
 """Does some work and returns how many units it did."""

@@ -20,20 +20,22 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from cropscore_ray import cut, fetch, pipeline, run_folder, schema, storage
+from cropscore_ray import schema, storage
 from cropscore_ray.bench.measuring import Measured
 from cropscore_ray.bench.scorer import photos
-from cropscore_ray.bundle import Bundle, load_bundle
-from cropscore_ray.config import LocalizeConfig
+from cropscore_ray.bulk import part_sizes, pipeline, run_folder
+from cropscore_ray.bulk.parts import BulkRun
+from cropscore_ray.bulk.predict import Row, ScoreStage
+from cropscore_ray.bulk.run_folder import RunFolder
+from cropscore_ray.bulk.score_actor import Scoring
+from cropscore_ray.config.sections import LocalizeConfig
 from cropscore_ray.datasets.drawn import CLASS_NAMES, draw_image
-from cropscore_ray.fetch import Fetched
-from cropscore_ray.manifest import Manifest, open_manifest, write_manifest
-from cropscore_ray.parts import BulkRun
-from cropscore_ray.predict import Row, ScoreStage
-from cropscore_ray.run_folder import RunFolder
+from cropscore_ray.datasets.manifest import Manifest, open_manifest, write_manifest
+from cropscore_ray.images import fetch
+from cropscore_ray.images.archives import Member
+from cropscore_ray.images.fetch import Fetched
+from cropscore_ray.models.bundle import Bundle, load_bundle
 from cropscore_ray.schema import ImageClass
-from cropscore_ray.shards import Member
-from cropscore_ray.stage_actor import Scoring
 
 SHARD_IMAGES = 1000
 _SIDE_PX = 64
@@ -155,7 +157,7 @@ class Way:
         """Do it in this process, a part after the other: fetched, scored, written."""
         folder = self._folder(out)
         stage = self.stage(load_bundle(self.model_uri), self.config)
-        parts = open_manifest(self.manifest_uri).batches(cut.sizes(self.config.part_images))
+        parts = open_manifest(self.manifest_uri).batches(part_sizes.sizes(self.config.part_images))
         for number, some in enumerate(parts):
             rows = some.to_pylist()
             found = stage(rows, fetch.fetch_images(row["image_uri"] for row in rows))

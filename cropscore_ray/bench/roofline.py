@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cropscore_ray.bench.measuring import Measured
-from cropscore_ray.networks import Network
+from cropscore_ray.models.googlenet import Network
 
 
 class _Layers(TorchDispatchMode):  # type: ignore[no-untyped-call]

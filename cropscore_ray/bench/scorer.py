@@ -14,16 +14,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cropscore_ray import grid, images
+from cropscore_ray import grid
 from cropscore_ray.bench.measuring import Run
-from cropscore_ray.bundle import SCORER, Bundle, load_bundle, save_part
-from cropscore_ray.config import LocalizeConfig, NetworkConfig, TrainConfig
+from cropscore_ray.bulk.predict import ScoreStage
+from cropscore_ray.config.sections import LocalizeConfig, NetworkConfig, TrainConfig
 from cropscore_ray.datasets.drawn import CLASS_NAMES, draw_image
-from cropscore_ray.inference import best_dtype
-from cropscore_ray.networks import make_network
-from cropscore_ray.predict import ScoreStage
+from cropscore_ray.images.crop import crop, normalize
+from cropscore_ray.images.decode import decode
+from cropscore_ray.models.bundle import SCORER, Bundle, load_bundle, save_part
+from cropscore_ray.models.googlenet import make_network
+from cropscore_ray.models.inference import best_dtype
+from cropscore_ray.models.scorer import CropScorer
 from cropscore_ray.schema import ImageClass
-from cropscore_ray.scoring import CropScorer
 
 PHOTO_PX = (500, 375)
 _SEED = 14
@@ -95,7 +97,7 @@ def _naive(bundle: Bundle, device: torch.device) -> Run:
         image = Image.open(io.BytesIO(data)).convert("RGB")
         for box in grid.square_boxes(*image.size):
             crop_1SS3 = _cut(image, box, bundle.preprocess.input_px)[None].to(device)
-            normal = images.normalize(crop_1SS3, bundle.preprocess, torch.float32)
+            normal = normalize(crop_1SS3, bundle.preprocess, torch.float32)
             float(network(normal.contiguous())[0, 0])
         return 1
 
@@ -119,7 +121,7 @@ def _good_practice(bundle: Bundle, device: torch.device) -> Run:
             image = Image.open(io.BytesIO(data)).convert("RGB")
             cut = partial(_cut, image, side=side)
             batch = torch.stack(list(pool.map(cut, grid.square_boxes(*image.size)))).to(device)
-            logits_NC = network(images.normalize(batch, bundle.preprocess, dtype))
+            logits_NC = network(normalize(batch, bundle.preprocess, dtype))
             logits_NC[:, 0].float().cpu()
         return len(files)
 
@@ -142,12 +144,12 @@ def _engine(mode: str, num_images: int, bundle: Bundle, device: torch.device) ->
 def _forward_only(bundle: Bundle, device: torch.device) -> Run:
     """Return the engine's own passes over crops that are there, cut and normalized."""
     engine = CropScorer(bundle, mode="exact", device=device).network(SCORER)
-    pixels = images.decode(photos(1)[0])
+    pixels = decode(photos(1)[0])
     height, width = pixels.shape[:2]
     num_images = 8 if device.type == "cuda" else 2
-    crops_NSS3 = images.crop(pixels, grid.square_boxes(width, height), engine.side)
+    crops_NSS3 = crop(pixels, grid.square_boxes(width, height), engine.side)
     batches = [
-        images.normalize(some.to(device), bundle.preprocess, engine.dtype)
+        normalize(some.to(device), bundle.preprocess, engine.dtype)
         for some in torch.split(crops_NSS3.repeat(num_images, 1, 1, 1), engine.batch)
     ]
     forward = engine.compiled(lambda batch: engine.network.features(batch).float().mean((2, 3)))

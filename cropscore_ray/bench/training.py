@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from cropscore_ray import runtime
 from cropscore_ray.bench.measuring import Measured
-from cropscore_ray.config import ClassifierConfig, NetworkConfig, PreprocessConfig
+from cropscore_ray.clusters import session
+from cropscore_ray.config.sections import ClassifierConfig, NetworkConfig, PreprocessConfig
 from cropscore_ray.datasets.drawn import CLASS_NAMES, draw_image
 from cropscore_ray.errors import ConfigError
-from cropscore_ray.networks import make_network
-from cropscore_ray.training import cluster
-from cropscore_ray.training.crop_loss import CropObjective
-from cropscore_ray.training.crops import CropDataset, classifier_sampler
-from cropscore_ray.training.dataset import LabelledImages
-from cropscore_ray.training.sgd import NetworkTask, State, Worker, train_networks
+from cropscore_ray.models.googlenet import make_network
+from cropscore_ray.training import on_ray
+from cropscore_ray.training.data.crops import CropDataset, classifier_sampler
+from cropscore_ray.training.data.images import LabelledImages
+from cropscore_ray.training.loop import NetworkTask, State, Worker, train_networks
+from cropscore_ray.training.objectives.crops import CropObjective
 
 _SEED = 14
 _NUM_CLASSES = 1000  # as many as ILSVRC's, so that checkpoints have their true size
@@ -109,13 +109,13 @@ def on_gpu() -> bool:
     Raises:
         ConfigError: the cluster has several nodes, which cannot all read the images.
     """
-    runtime.connect()
-    if (num_nodes := runtime.num_nodes()) > 1:
+    session.connect()
+    if (num_nodes := session.num_nodes()) > 1:
         raise ConfigError(
             f"bench training measures one machine, and the cluster has {num_nodes} nodes",
             hint="unset RAY_ADDRESS, or join a cluster of one node",
         )
-    return bool(cluster.scaling_config(max(WORKERS.values()), None, None).use_gpu)
+    return bool(on_ray.scaling_config(max(WORKERS.values()), None, None).use_gpu)
 
 
 def run_round(
@@ -123,7 +123,7 @@ def run_round(
 ) -> dict[str, list[dict[str, float]]]:
     """Train once with each number of workers; return the metrics of the epochs."""
     return {
-        name: cluster.fit(
+        name: on_ray.fit(
             Steps(images=images, size=size),
             name=f"{name.replace(' ', '-')}-{number}",
             storage_uri=storage_uri,

@@ -78,9 +78,9 @@ def _bulk_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _run_bulk(command: str, source: str, overwrite: bool, **options: Any) -> None:
-    from cropscore_ray.config import LocalizeConfig
+    from cropscore_ray.bulk.workers import WorkerConfig
+    from cropscore_ray.config.sections import LocalizeConfig
     from cropscore_ray.jobs import localize as job
-    from cropscore_ray.pool import WorkerConfig
     from cropscore_ray.progress import Progress
 
     fields = {name: options.pop(name) for name in ("classes", "top_k", "mode", "part_images")}

@@ -28,7 +28,7 @@ def use(name: str, address: str | None) -> None:
     Example:
         cropscore cluster use lab --address http://127.0.0.1:8265
     """
-    from cropscore_ray import contexts
+    from cropscore_ray.clusters import contexts
 
     click.echo(f"{name}: {contexts.use(name, address)}")
 
@@ -51,7 +51,8 @@ def up(where: str, file: str) -> None:
     Example:
         cropscore cluster up aws aws.yaml
     """
-    from cropscore_ray import contexts, ray_up
+    from cropscore_ray.clusters import contexts
+    from cropscore_ray.clusters.declared import ray_up
 
     found = ray_up.declared(file)
     ray_up.up(found)
@@ -70,7 +71,7 @@ def attach(where: str, file: str) -> None:
     Example:
         cropscore cluster attach aws aws.yaml
     """
-    from cropscore_ray import ray_up
+    from cropscore_ray.clusters.declared import ray_up
 
     ray_up.attach(ray_up.declared(file))
 
@@ -86,7 +87,7 @@ def status(where: str, file: str, as_json: bool) -> None:
     Example:
         cropscore cluster status aws aws.yaml
     """
-    from cropscore_ray import ray_up
+    from cropscore_ray.clusters.declared import ray_up
 
     found = ray_up.nodes(ray_up.declared(file))
     click.echo(json.dumps(found, indent=2) if as_json else ray_up.render(found))
@@ -102,7 +103,7 @@ def down(where: str, file: str) -> None:
     Example:
         cropscore cluster down aws aws.yaml
     """
-    from cropscore_ray import ray_up
+    from cropscore_ray.clusters.declared import ray_up
 
     found = ray_up.declared(file)
     ray_up.down(found)

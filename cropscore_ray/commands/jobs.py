@@ -29,8 +29,8 @@ def _to_cluster(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _connect(address: str | None, insecure: bool) -> Any:
-    from cropscore_ray import contexts
-    from cropscore_ray.submission import Cluster
+    from cropscore_ray.clusters import contexts
+    from cropscore_ray.clusters.submission import Cluster
 
     token = contexts.token(address)
     return Cluster(contexts.address(address), token=token, insecure=insecure)
@@ -100,7 +100,7 @@ def list_jobs(address: str | None, insecure: bool, as_json: bool) -> None:
     Example:
         cropscore jobs list --json
     """
-    from cropscore_ray.submission import describe
+    from cropscore_ray.clusters.submission import describe
 
     found = [describe(job) for job in _connect(address, insecure).jobs()]
     if as_json:
@@ -121,7 +121,7 @@ def status(address: str | None, insecure: bool, as_json: bool, job_id: str) -> N
     Example:
         cropscore jobs status nightly
     """
-    from cropscore_ray.submission import describe
+    from cropscore_ray.clusters.submission import describe
 
     found = describe(_connect(address, insecure).get(job_id))
     if as_json:

@@ -66,7 +66,7 @@ def plan(
     Example:
         cropscore plan --images 100000000 --workers 64 --bench rates.json --losses 0.05
     """
-    from cropscore_ray import planning
+    from cropscore_ray.bulk import planning
     from cropscore_ray.errors import ConfigError
 
     if (rate is None) == (bench is None):

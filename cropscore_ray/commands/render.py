@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from cropscore_ray import aws, contexts, declarations, kuberay
+from cropscore_ray.clusters import contexts
+from cropscore_ray.clusters.declared import aws, kuberay, templates
 from cropscore_ray.errors import ConfigError
 
 
@@ -47,7 +48,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _markets(spot: bool, on_demand: bool) -> tuple[str, ...]:
-    chosen = {declarations.SPOT: spot, declarations.ON_DEMAND: on_demand}
+    chosen = {templates.SPOT: spot, templates.ON_DEMAND: on_demand}
     return tuple(market for market in chosen if chosen[market]) or tuple(chosen)
 
 
@@ -104,11 +105,11 @@ def render_kuberay(
     else:
         manifests = kuberay.job(config, list(command)) if command else kuberay.cluster(config)
     if out is None:
-        click.echo(declarations.to_yaml(manifests, _said()), nl=False)
+        click.echo(templates.to_yaml(manifests, _said()), nl=False)
         return
     files = kuberay.files(manifests)
-    texts = {name: declarations.to_yaml([found], _said()) for name, found in files.items()}
-    for path in declarations.write(out, texts):
+    texts = {name: templates.to_yaml([found], _said()) for name, found in files.items()}
+    for path in templates.write(out, texts):
         click.echo(path)
 
 
@@ -145,5 +146,5 @@ def render_aws(
     if out is None:
         click.echo(files["aws.yaml"], nl=False)
         return
-    for path in declarations.write(out, files):
+    for path in templates.write(out, files):
         click.echo(path)

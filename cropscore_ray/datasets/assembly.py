@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 from cropscore_ray import schema
 from cropscore_ray.datasets.checks import check_boxes
 from cropscore_ray.datasets.files import ReadProgress, image_sizes, missing_files
+from cropscore_ray.datasets.manifest import Manifest
+from cropscore_ray.datasets.problems import Finding, IndexReport, ProblemLog
 from cropscore_ray.datasets.records import Box, ImageRecord, Scan, Size
-from cropscore_ray.datasets.report import Finding, IndexReport, ProblemLog
-from cropscore_ray.manifest import Manifest
 from cropscore_ray.schema import ImageClass
 
 

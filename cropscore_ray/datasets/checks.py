@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from cropscore_ray.datasets.problems import Finding
 from cropscore_ray.datasets.records import Box, Size
-from cropscore_ray.datasets.report import Finding
 
 
 def check_boxes(

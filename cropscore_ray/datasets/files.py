@@ -13,10 +13,11 @@ from typing import IO, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from cropscore_ray import fetch, shards, storage
+from cropscore_ray import storage
+from cropscore_ray.datasets.problems import Finding
 from cropscore_ray.datasets.records import Size
-from cropscore_ray.datasets.report import Finding
 from cropscore_ray.errors import ImageError, StorageError
+from cropscore_ray.images import archives, fetch
 
 ReadProgress = Callable[[int, int | None], None]
 """Called with the number of files done in this pass, and the total if it is known."""
@@ -71,7 +72,7 @@ def image_sizes(
         warnings.simplefilter("ignore")
         for start in range(0, len(image_uris), CHUNK):
             chunk = image_uris[start : start + CHUNK]
-            if any(map(shards.parse, chunk)):  # many in one file: they are read together
+            if any(map(archives.parse, chunk)):  # many in one file: they are read together
                 yield from map(_size_of_bytes, fetch.fetch_images(chunk))
             else:
                 yield from read_all(_image_size, chunk)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from cropscore_ray.datasets.report import ProblemLog
+from cropscore_ray.datasets.problems import ProblemLog
 from cropscore_ray.schema import ImageClass
 
 Box = tuple[float, float, float, float]

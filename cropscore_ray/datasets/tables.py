@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from cropscore_ray import storage
 from cropscore_ray.datasets.annotations import SIDES
+from cropscore_ray.datasets.problems import ProblemLog
 from cropscore_ray.datasets.records import (
     Box,
     ImageRecord,
@@ -23,7 +24,6 @@ from cropscore_ray.datasets.records import (
     parse_box,
     parse_size,
 )
-from cropscore_ray.datasets.report import ProblemLog
 from cropscore_ray.errors import DataError
 
 Cells = Mapping[str, Any]

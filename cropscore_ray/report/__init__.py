@@ -12,8 +12,8 @@ from typing import Any
 import jinja2
 import pyarrow as pa
 
-from cropscore_ray.evaluate import Evaluation, Rate
-from cropscore_ray.manifest import Manifest
+from cropscore_ray.datasets.manifest import Manifest
+from cropscore_ray.evaluation.metrics import Evaluation, Rate
 from cropscore_ray.report import charts, facts
 from cropscore_ray.report.cases import Cases, find_cases
 from cropscore_ray.report.gallery import ReadImage, ScoreSquares, build_gallery

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cropscore_ray import evaluate, geometry, guesses, outcomes
-from cropscore_ray.manifest import Manifest
-from cropscore_ray.outcomes import Bools, Floats, Ints, Truth
+from cropscore_ray import geometry
+from cropscore_ray.datasets.manifest import Manifest
+from cropscore_ray.evaluation import matching, metrics, ranking
+from cropscore_ray.evaluation.matching import Bools, Floats, Ints, Truth
 
 WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
 
@@ -66,15 +67,15 @@ def find_cases(
         split: The rows that count; None as in `evaluate.evaluate`, errors too.
         constant_box: The baseline's box, xyxy in fractions of the image.
     """
-    outcome = evaluate.image_outcomes(predictions, manifest, split=split)
+    outcome = metrics.image_outcomes(predictions, manifest, split=split)
     truth = outcome.truth
     known = predictions.filter(pc.is_in(predictions["image_id"], pa.array(truth.image_id)))
-    is_class_known = guesses.has_class_known(known)
-    shown = guesses.first_guesses(known, limit=1, class_known=is_class_known)
+    is_class_known = ranking.has_class_known(known)
+    shown = ranking.first_guesses(known, limit=1, class_known=is_class_known)
     image_P = np.searchsorted(truth.image_id, shown["image_id"].to_numpy())
     row, iou = np.full(len(truth.image_id), -1), np.zeros(len(truth.image_id))
     row[image_P] = np.arange(len(shown))
-    iou[image_P] = outcomes.best_iou(truth, _boxes(shown), image_P)
+    iou[image_P] = matching.best_iou(truth, _boxes(shown), image_P)
     baselines = {"constant_box": constant_box, "whole_image": WHOLE_IMAGE}
     return Cases(
         truth=truth,
@@ -86,7 +87,7 @@ def find_cases(
         area_fraction=_area_fraction(truth),
         wrong=outcome.wrong
         | {
-            name: outcomes.constant_box_wrong(truth, box)
+            name: matching.constant_box_wrong(truth, box)
             for name, box in baselines.items()
             if box is not None
         },

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropscore_ray import grid
-from cropscore_ray.evaluate import Rate
+from cropscore_ray.evaluation.matching import Bools
+from cropscore_ray.evaluation.metrics import Rate
 from cropscore_ray.geometry import IOU_THRESHOLD
-from cropscore_ray.outcomes import Bools
 from cropscore_ray.report.cases import Cases
 from cropscore_ray.schema import ImageClass
 

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from cropscore_ray import schema
-from cropscore_ray.evaluate import Evaluation
+from cropscore_ray.evaluation.metrics import Evaluation
 from cropscore_ray.report.cases import Cases
 
 MAX_FAILURES = 500  # listed by name; a page stays readable, the table has the rest

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cropscore_ray.errors import CropscoreError, ImageError
 from cropscore_ray.grid import NUM_SQUARES
-from cropscore_ray.pixels import to_rgb
+from cropscore_ray.images.decode import to_rgb
 from cropscore_ray.report.cases import Cases
 from cropscore_ray.report.charts import HeatMap, heat_maps
 

@@ -1,1 +1,1 @@
-"""The three trainings: crops and SGD for the networks, batched Adam for the regressors."""
+"""The three trainings, on Ray Train; the same functions run in a plain process."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cropscore_ray.config import SgdConfig
-from cropscore_ray.training.batches import Plan
+from cropscore_ray.config.sections import SgdConfig
+from cropscore_ray.training.data.batches import Plan
 
 _MOMENTUM = 0.9
 _WARM_UP = 0.05

@@ -15,26 +15,23 @@ import pyarrow.compute as pc
 import torch
 
 from cropscore_ray import schema, storage
-from cropscore_ray.bundle import LOCALIZER, SCORER, Bundle, classifier_part, load_bundle
-from cropscore_ray.class_heads import OverlapHead
-from cropscore_ray.config import TrainConfig
+from cropscore_ray.config.sections import TrainConfig
 from cropscore_ray.errors import DataError
-from cropscore_ray.networks import Network
-from cropscore_ray.scoring import CropScorer
-from cropscore_ray.training.crop_loss import CropObjective
-from cropscore_ray.training.crops import (
+from cropscore_ray.models.bundle import LOCALIZER, SCORER, Bundle, classifier_part, load_bundle
+from cropscore_ray.models.googlenet import Network
+from cropscore_ray.models.heads import OverlapHead
+from cropscore_ray.models.pretrained import initial_network
+from cropscore_ray.models.scorer import CropScorer
+from cropscore_ray.models.voter import VotingHeads
+from cropscore_ray.training.data.crops import (
     CropDataset,
     any_square,
     classifier_sampler,
     scorer_sampler,
 )
-from cropscore_ray.training.dataset import ImageDataset, LabelledImages
-from cropscore_ray.training.judging import fit_baselines, fit_voter
-from cropscore_ray.training.overlap import OverlapObjective
-from cropscore_ray.training.regions import PyramidDataset, SquaresDataset
-from cropscore_ray.training.regressor import ScoredImages, pad_boxes, train_localizer
-from cropscore_ray.training.sgd import NetworkTask, Objective, State, Worker, train_networks
-from cropscore_ray.training.shares import (
+from cropscore_ray.training.data.images import ImageDataset, LabelledImages
+from cropscore_ray.training.data.regions import PyramidDataset, SquaresDataset
+from cropscore_ray.training.data.shares import (
     TrainingRun,
     classifier_rows,
     labelled_images,
@@ -43,9 +40,12 @@ from cropscore_ray.training.shares import (
     training_manifest,
     unit_boxes,
 )
-from cropscore_ray.training.votes import VoteDataset, VoteObjective
-from cropscore_ray.voting import VotingHeads
-from cropscore_ray.weights import initial_network
+from cropscore_ray.training.localizer.judging import fit_baselines, fit_voter
+from cropscore_ray.training.localizer.regressor import ScoredImages, pad_boxes, train_localizer
+from cropscore_ray.training.loop import NetworkTask, Objective, State, Worker, train_networks
+from cropscore_ray.training.objectives.crops import CropObjective
+from cropscore_ray.training.objectives.overlap import OverlapObjective
+from cropscore_ray.training.objectives.votes import VoteDataset, VoteObjective
 
 
 def train_classifiers(run: TrainingRun, worker: Worker) -> dict[str, State]:

@@ -11,7 +11,8 @@ import boto3
 import pytest
 from ec2 import NAME, REGION, Moto, is_open
 
-from cropscore_ray import aws, contexts
+from cropscore_ray.clusters import contexts
+from cropscore_ray.clusters.declared import aws
 
 FAKE_SSH = """\
 #!/bin/sh

@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 from ec2 import NAME, REGION, Moto, instances, keys_with
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 
-from cropscore_ray import aws
+from cropscore_ray.clusters.declared import aws
 
 
 def live_a_life(moto: Moto, config: aws.AwsConfig, policy: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from ec2 import NAME, REGION, Moto, instances, keys_with, launch
 
-from cropscore_ray import aws, contexts, ray_up
+from cropscore_ray.clusters import contexts
+from cropscore_ray.clusters.declared import aws, ray_up
 from cropscore_ray.errors import ClusterError, ConfigError
 
 

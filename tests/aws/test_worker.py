@@ -11,7 +11,7 @@ import pytest
 import yaml
 from ec2 import NAME, Moto, instances, keys_with
 
-from cropscore_ray import aws
+from cropscore_ray.clusters.declared import aws
 
 
 def sent_to_the_head(file: Path) -> dict[str, Any]:

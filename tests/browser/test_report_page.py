@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cropscore_ray import schema
-from cropscore_ray.evaluate import evaluate
-from cropscore_ray.manifest import Manifest
+from cropscore_ray.datasets.manifest import Manifest
+from cropscore_ray.evaluation.metrics import evaluate
 from cropscore_ray.report import RunInputs, build_report
 from cropscore_ray.schema import ImageClass
 

@@ -9,7 +9,7 @@ import pytest
 from cropscore_ray.bench import pipeline as pipeline_bench
 from cropscore_ray.bench import scorer as scorer_bench
 from cropscore_ray.bench.pipeline import Returns, Size, Way
-from cropscore_ray.config import LocalizeConfig, NetworkConfig
+from cropscore_ray.config.sections import LocalizeConfig, NetworkConfig
 from cropscore_ray.jobs import bench
 
 

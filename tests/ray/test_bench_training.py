@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from cropscore_ray import runtime, storage
+from cropscore_ray import storage
 from cropscore_ray.bench import training as training_bench
+from cropscore_ray.clusters import session
 from cropscore_ray.errors import ConfigError
 from cropscore_ray.jobs import bench
-from cropscore_ray.training import cluster
-from cropscore_ray.training.sgd import State, Worker
+from cropscore_ray.training import on_ray
+from cropscore_ray.training.loop import State, Worker
 
 SIZE = training_bench.Size(input_px=32, batch=4, steps=2)
 EPOCHS_S = (99, 1, 4, 4, 3)
@@ -33,8 +34,8 @@ def test_rates_are_those_of_their_epochs() -> None:
 
 
 def test_images_of_one_machine_are_not_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "connect", lambda: None)
-    monkeypatch.setattr(runtime, "num_nodes", lambda: 2)
+    monkeypatch.setattr(session, "connect", lambda: None)
+    monkeypatch.setattr(session, "num_nodes", lambda: 2)
     with pytest.raises(ConfigError, match="one machine, and the cluster has 2 nodes"):
         training_bench.on_gpu()
 
@@ -49,7 +50,7 @@ def test_epochs_without_checkpoints_are_between_those_with_them(
     kept: list[tuple[int, int]] = []
     if where == "here":
         monkeypatch.setattr(training_bench, "on_gpu", lambda: False)
-        monkeypatch.setattr(cluster, "fit", partial(fit_here, kept))
+        monkeypatch.setattr(on_ray, "fit", partial(fit_here, kept))
     else:
         request.getfixturevalue("ray_local")
     monkeypatch.setattr(training_bench, "Size", lambda steps: replace(SIZE, steps=steps))

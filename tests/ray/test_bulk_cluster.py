@@ -15,7 +15,7 @@ from models import random_model
 
 from cropscore_ray import storage
 from cropscore_ray.datasets.drawn import draw_image_set
-from cropscore_ray.uri_list import write_list
+from cropscore_ray.datasets.uri_list import write_list
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "cropscore.json"
 

@@ -16,15 +16,15 @@ from flow import NUM_VAL, Flow, rows
 from PIL import Image
 
 from cropscore_ray import storage
-from cropscore_ray.bundle import load_bundle
-from cropscore_ray.config import LocalizeConfig
+from cropscore_ray.bulk.predict import LocalizeStage
+from cropscore_ray.config.overrides import with_settings
+from cropscore_ray.config.sections import LocalizeConfig
 from cropscore_ray.datasets.drawn import CLASS_NAMES
 from cropscore_ray.errors import ConfigError, RunConflictError
 from cropscore_ray.jobs import evaluate, localize, recipes, train
-from cropscore_ray.predict import LocalizeStage
+from cropscore_ray.models.bundle import load_bundle
 from cropscore_ray.progress import Progress
-from cropscore_ray.settings import with_settings
-from cropscore_ray.training import cluster
+from cropscore_ray.training import on_ray
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -51,7 +51,7 @@ def test_ctrl_c_while_training_is_what_it_is_elsewhere():
     before = signal.getsignal(signal.SIGINT)
 
     def interrupted_fit() -> None:
-        with cluster._as_keyboard_interrupt():
+        with on_ray._as_keyboard_interrupt():
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Ray Train, whose handler then exits
             raise SystemExit(0)
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 from models import random_model
 
-from cropscore_ray import listing, storage
-from cropscore_ray.config import LocalizeConfig
+from cropscore_ray import storage
+from cropscore_ray.config.sections import LocalizeConfig
+from cropscore_ray.datasets import listing
+from cropscore_ray.datasets.manifest import read_manifest
 from cropscore_ray.errors import ConfigError, DataError, RunConflictError
-from cropscore_ray.fetch import fetch_images
+from cropscore_ray.images.fetch import fetch_images
 from cropscore_ray.jobs import index, localize, pack
-from cropscore_ray.manifest import read_manifest
 
 here = pytest.mark.usefixtures("bulk_here")
 

@@ -15,11 +15,11 @@ from flow import CONFIG, NUM_VAL, Flow, rows
 from PIL import Image
 
 from cropscore_ray import storage
-from cropscore_ray.bundle import load_bundle, save_bundle
-from cropscore_ray.config import LocalizeConfig
+from cropscore_ray.config.overrides import with_settings
+from cropscore_ray.config.sections import LocalizeConfig
 from cropscore_ray.errors import ConfigError, DataError, ModelError, RunConflictError
 from cropscore_ray.jobs import index, localize, pack, recipes, train
-from cropscore_ray.settings import with_settings
+from cropscore_ray.models.bundle import load_bundle, save_bundle
 
 pytestmark = pytest.mark.usefixtures("flow", "bulk_here")
 

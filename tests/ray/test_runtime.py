@@ -14,8 +14,8 @@ import pytest
 FOUND = """
 import json, os, ray
 from ray.train.v2._internal.state.util import is_actor_alive
-from cropscore_ray import runtime
-runtime.connect()
+from cropscore_ray.clusters import session
+session.connect()
 
 def controller_lives():
     try:
@@ -44,10 +44,10 @@ except KeyboardInterrupt:
 
 
 JOINED = """
-from cropscore_ray import runtime
+from cropscore_ray.clusters import session
 from cropscore_ray.errors import ClusterError
 try:
-    runtime.connect()
+    session.connect()
 except ClusterError as error:
     print(error, error.hint, sep="|")
 """

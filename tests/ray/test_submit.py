@@ -138,7 +138,7 @@ def test_a_token_that_is_remembered_with_a_name_is_enough(head: Head, tmp_path: 
     token_file = tmp_path / "token"
     token_file.write_text(head.token)
     remembered = (
-        "import sys, pathlib; from cropscore_ray import contexts; "
+        "import sys, pathlib; from cropscore_ray.clusters import contexts; "
         "contexts.use('cloud', sys.argv[1], pathlib.Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", remembered, head.address, str(token_file)]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cropscore_ray.errors import DataError
-from cropscore_ray.training import cluster
-from cropscore_ray.training.sgd import Worker
+from cropscore_ray.training import on_ray
+from cropscore_ray.training.loop import Worker
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -23,6 +23,6 @@ def test_an_error_that_would_come_again_ends_a_training_at_once(tmp_path: Path) 
         worker.total(torch.ones(1))  # waits for the other
 
     with pytest.raises(DataError, match=r"^no boxes$") as caught:
-        cluster.fit(training, name="x", storage_uri=str(tmp_path), num_workers=2, use_gpu=False)
+        on_ray.fit(training, name="x", storage_uri=str(tmp_path), num_workers=2, use_gpu=False)
     assert caught.value.hint == "draw some"
     assert tries.read_text() == "tried\n"

@@ -26,17 +26,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cropscore_ray import grid, images
-from cropscore_ray.bundle import Bundle, load_bundle
-from cropscore_ray.config import LocalizerConfig
-from cropscore_ray.fetch import fetch_image
+from cropscore_ray import grid
+from cropscore_ray.config.sections import LocalizerConfig
+from cropscore_ray.datasets.manifest import Manifest, read_manifest
 from cropscore_ray.geometry import IOU_THRESHOLD
-from cropscore_ray.images import Pixels
-from cropscore_ray.manifest import Manifest, read_manifest
-from cropscore_ray.scoring import CropScorer
-from cropscore_ray.training.losses import best_iou
-from cropscore_ray.training.regressor import ScoredImages, pad_boxes, train_localizer
-from cropscore_ray.training.shares import labelled_images, split_boxed, unit_boxes
+from cropscore_ray.images.decode import Pixels, decode
+from cropscore_ray.images.fetch import fetch_image
+from cropscore_ray.models.bundle import Bundle, load_bundle
+from cropscore_ray.models.scorer import CropScorer
+from cropscore_ray.training.data.shares import labelled_images, split_boxed, unit_boxes
+from cropscore_ray.training.localizer.regressor import ScoredImages, pad_boxes, train_localizer
+from cropscore_ray.training.objectives.boxes import best_iou
 
 SEEDS = (0, 1, 2)
 GROUP = 4
@@ -96,7 +96,7 @@ def score(bundle: Bundle, some: Images, kind: str, *, mirrored: bool) -> Tensor:
     for i in range(0, len(uris), GROUP):
         group: list[Pixels | Tensor] = []
         for uri in uris[i : i + GROUP]:
-            plain = torch.from_numpy(images.decode(fetch_image(uri)))
+            plain = torch.from_numpy(decode(fetch_image(uri)))
             group.append(plain.flip(1) if mirrored else plain)
         classes_GK = some.classes_N[i : i + GROUP, None]
         if kind == "cells":

@@ -9,11 +9,11 @@ import argparse
 
 import numpy as np
 
-from cropscore_ray.evaluate import image_outcomes
-from cropscore_ray.formats.parquet import read_predictions
+from cropscore_ray.datasets.manifest import read_manifest
+from cropscore_ray.evaluation.formats.parquet import read_predictions
+from cropscore_ray.evaluation.matching import Bools, constant_box_wrong
+from cropscore_ray.evaluation.metrics import image_outcomes
 from cropscore_ray.jobs import evaluate
-from cropscore_ray.manifest import read_manifest
-from cropscore_ray.outcomes import Bools, constant_box_wrong
 
 
 def compared(one_N: Bools, other_N: Bools) -> str:

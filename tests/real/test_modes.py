@@ -16,18 +16,19 @@ from numpy.typing import NDArray
 from paired import paired
 from scipy.stats import spearmanr
 
-from cropscore_ray import geometry, images, storage
-from cropscore_ray.bundle import LOCALIZER, load_bundle
-from cropscore_ray.config import LocalizeConfig
-from cropscore_ray.evaluate import image_outcomes
-from cropscore_ray.fetch import fetch_image
-from cropscore_ray.inference import best_dtype
+from cropscore_ray import geometry, storage
+from cropscore_ray.config.overrides import with_settings
+from cropscore_ray.config.sections import LocalizeConfig
+from cropscore_ray.datasets.manifest import read_manifest
+from cropscore_ray.evaluation.metrics import image_outcomes
+from cropscore_ray.images.decode import decode
+from cropscore_ray.images.fetch import fetch_image
 from cropscore_ray.jobs import index, localize, recipes, train
-from cropscore_ray.localizer import Localizer, from_tensors
-from cropscore_ray.manifest import read_manifest
+from cropscore_ray.models.bundle import LOCALIZER, load_bundle
+from cropscore_ray.models.inference import best_dtype
+from cropscore_ray.models.localizer import Localizer, from_tensors
+from cropscore_ray.models.scorer import CropScorer
 from cropscore_ray.progress import Progress
-from cropscore_ray.scoring import CropScorer
-from cropscore_ray.settings import with_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * 3600)]
 
@@ -106,14 +107,14 @@ def test_bfloat16_costs_no_boxes(real: Runs, mode: str) -> None:
     narrow, wide = (CropScorer(bundle, dtype=dtype) for dtype in (best_dtype(CPU), torch.float32))
     narrow_ious, wide_ious, correlations = list(real.ious(mode)), [], []
     for i, row in enumerate(read_manifest(real.manifest).only("val").table.to_pylist()):
-        pixels, class_index = images.decode(fetch_image(row["image_uri"])), row["class_index"]
+        pixels, class_index = decode(fetch_image(row["image_uri"])), row["class_index"]
         scores_S = wide.score_image(pixels, class_index)
         wide_ious.append(_best_iou(localizer, scores_S, row))
         if i % 5 == 0:
             others_S = narrow.score_image(pixels, class_index)
             correlations.append(spearmanr(scores_S, others_S).statistic)
     for row, others_S in _scored_for_training(real.models[mode])[: MORE_IMAGES[mode]]:
-        pixels = images.decode(fetch_image(row["image_uri"]))
+        pixels = decode(fetch_image(row["image_uri"]))
         scores_S = wide.score_image(pixels, row["class_index"])
         wide_ious.append(_best_iou(localizer, scores_S, row))
         narrow_ious.append(_best_iou(localizer, others_S, row))

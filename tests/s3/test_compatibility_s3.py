@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from cropscore_ray import scoring, storage
-from cropscore_ray.config import LocalizeConfig
+from cropscore_ray import storage
+from cropscore_ray.config.sections import LocalizeConfig
 from cropscore_ray.jobs import localize, train
+from cropscore_ray.models import scorer
 
 MADE = Path(__file__).parents[1] / "compatibility"
 BUCKET = "cropscore-drawn"  # in the manifest's URIs
@@ -39,7 +40,7 @@ def test_a_run_goes_on_to_the_rows_of_its_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # What made it computed in float32; other processors would in bfloat16.
-    monkeypatch.setattr(scoring, "best_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(scorer, "best_dtype", lambda device: torch.float32)
     shutil.copytree(MADE / run, tmp_path / run)
     before = {file.name: file.read_bytes() for file in (tmp_path / run).glob("predictions/*")}
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from models import random_model
 
-from cropscore_ray import lock, storage
-from cropscore_ray.config import LocalizeConfig
+from cropscore_ray import storage
+from cropscore_ray.config.overrides import with_settings
+from cropscore_ray.config.sections import LocalizeConfig
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.errors import RunConflictError
 from cropscore_ray.jobs import index, localize, recipes, train
-from cropscore_ray.settings import with_settings
+from cropscore_ray.storage import lock
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

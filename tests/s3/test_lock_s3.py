@@ -9,8 +9,10 @@ import boto3
 import pyarrow as pa
 import pytest
 
-from cropscore_ray import lock, run_folder, s3, storage
+from cropscore_ray import storage
+from cropscore_ray.bulk import run_folder
 from cropscore_ray.errors import RunConflictError
+from cropscore_ray.storage import lock, s3
 
 
 @pytest.fixture

@@ -17,21 +17,22 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cropscore_ray import s3, storage
-from cropscore_ray.datasets import index_source
+from cropscore_ray import storage
 from cropscore_ray.datasets.files import image_sizes
-from cropscore_ray.errors import DataError, ImageError, StorageError
-from cropscore_ray.fetch import fetch_images
-from cropscore_ray.jobs import index
-from cropscore_ray.manifest import (
+from cropscore_ray.datasets.manifest import (
     Manifest,
     is_manifest,
     open_manifest,
     read_manifest,
     write_manifest,
 )
+from cropscore_ray.datasets.sources import index_source
+from cropscore_ray.errors import DataError, ImageError, StorageError
+from cropscore_ray.images.archives import Member
+from cropscore_ray.images.fetch import fetch_images
+from cropscore_ray.jobs import index
 from cropscore_ray.schema import MANIFEST, ImageClass, rows_to_table
-from cropscore_ray.shards import Member
+from cropscore_ray.storage import s3
 
 
 def test_bytes_come_back_as_written(s3_uri: str) -> None:

@@ -18,10 +18,10 @@ import torch
 from machines import IMPATIENT, TRAIN_WORKER, Machines
 
 from cropscore_ray import storage
-from cropscore_ray.bundle import load_bundle
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.errors import StorageError
 from cropscore_ray.jobs import index
+from cropscore_ray.models.bundle import load_bundle
 
 pytestmark = pytest.mark.timeout(1800)
 

@@ -23,7 +23,7 @@ def one_thread() -> Iterator[None]:
 def draw_labelled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Draw images of some classes, and return them as a training reads them."""
     from cropscore_ray.datasets.drawn import draw_image
-    from cropscore_ray.training.dataset import LabelledImages
+    from cropscore_ray.training.data.images import LabelledImages
 
     def draw(num_images: int, num_classes: int, seed: int) -> LabelledImages:
         folder: Path = tmp_path_factory.mktemp("drawn")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from cropscore_ray.bundle import load_bundle
-from cropscore_ray.config import LocalizeConfig
+from cropscore_ray.config.overrides import LATER, to_identity
+from cropscore_ray.config.sections import LocalizeConfig
+from cropscore_ray.datasets.manifest import open_manifest
 from cropscore_ray.jobs import train
-from cropscore_ray.manifest import open_manifest
+from cropscore_ray.models.bundle import load_bundle
 from cropscore_ray.progress import Progress
-from cropscore_ray.settings import LATER, to_identity
 
 MADE = Path(__file__).parents[1] / "compatibility"
 FINGERPRINTS = {"model": "95048ac336ff88c4", "voting-model": "7a3790dea3b91fbc"}

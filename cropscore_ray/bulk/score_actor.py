@@ -1,0 +1,169 @@
+"""The process that holds a model: a part's images in, a file of the run's table out."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from cropscore_ray import schema, storage
+from cropscore_ray.bulk.crashes import Attempt
+from cropscore_ray.bulk.parts import Group, Row, from_row, images_by_status, summary, with_images
+from cropscore_ray.bulk.run_folder import RunFolder
+from cropscore_ray.bulk.telemetry import WorkerTelemetry
+from cropscore_ray.bulk.workers import Pool
+from cropscore_ray.clusters import session
+from cropscore_ray.clusters.session import Handle
+from cropscore_ray.config.sections import LocalizeConfig
+from cropscore_ray.errors import ImageError
+from cropscore_ray.models.bundle import Bundle, load_bundle
+
+# A run's command names the actor, and does without PyTorch.
+if TYPE_CHECKING:
+    import torch
+
+    from cropscore_ray.bulk.predict import ScoreStage
+
+logger = logging.getLogger(__name__)
+
+CALLS_AT_ONCE = 2
+"""One part is scored while that before it is written."""
+_PROGRESS_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """What an actor does with a part's images."""
+
+    stage: "Callable[[Bundle, LocalizeConfig, torch.device], ScoreStage]"
+    model_uri: str
+    config: LocalizeConfig
+    class_map: list[int | None]
+    """The model's index of each of the manifest's classes, None where it has none."""
+
+
+def make_stage(
+    command: str, bundle: Bundle, config: LocalizeConfig, device: "torch.device"
+) -> "ScoreStage":
+    """Return what makes the rows of a command's table."""
+    from cropscore_ray.bulk.predict import STAGES
+
+    return STAGES[command](bundle, config, device)
+
+
+class StageActor:
+    """One model on one GPU (or on one node's cores)."""
+
+    def __init__(
+        self,
+        scoring: Scoring,
+        folder: RunFolder,
+        pool: Pool,
+        queue: Handle,
+        attempts: Handle,
+    ) -> None:
+        import torch
+
+        self.folder = folder
+        self.attempts = attempts
+        device, gpu_uuid = torch.device("cpu"), None
+        if pool.num_gpus and torch.cuda.is_available():  # Ray hides no GPU from who wants none
+            device = torch.device("cuda")
+            gpu_uuid = str(torch.cuda.get_device_properties(device).uuid)
+        else:
+            # Ray sets one thread a CPU asked for.
+            cores = os.cpu_count() or 1
+            torch.set_num_threads(min(cores, pool.num_threads or cores))
+        self.telemetry = WorkerTelemetry(queue, folder.uri, gpu_uuid)
+        bundle = storage.persistently(scoring.model_uri, lambda: load_bundle(scoring.model_uri))
+        self.stage = scoring.stage(bundle, scoring.config, device)
+        self.class_map = scoring.class_map
+        self.scores_one = threading.Lock()
+        self.told_s = time.monotonic()
+        self.waited_s = 0.0  # for images, since then
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Score a fetched part and write its file; return its summary."""
+        number, table = from_row(block)
+        with self.scores_one:
+            rows = self._score(number, table.to_pylist())
+        by_status = images_by_status(rows)
+        reached = not schema.UNREACHED & by_status.keys()
+        self.folder.write_part(number, rows, reached=reached)
+        self.telemetry.did(by_status)
+        return summary(rows, by_status)
+
+    def _score(self, number: int, rows: list[Row]) -> pa.Table:
+        """Return the part's rows of the run's table."""
+        self._tell(0, busy=False)
+        for row in rows:
+            index = row["class_index"]
+            row["class_index"] = None if index is None else self.class_map[index]
+        attempt: Attempt = session.ask(self.attempts.begin, number)
+        found = None if attempt.one_by_one else self._together(rows, attempt)
+        if found is None:
+            found = list(self._counted(self._one_by_one(number, rows, attempt), len(rows)))
+        session.ask(self.attempts.end, number)
+        table = schema.rows_to_table(found, self.stage.schema)
+        self._tell(0, busy=True)
+        return table
+
+    def _together(self, rows: list[Row], attempt: Attempt) -> list[Row] | None:
+        """Return the rows of all images, or None if they do not fit into memory together."""
+        from cropscore_ray.models.inference import is_out_of_memory
+
+        try:
+            groups = (self.stage.by_image(*some) for some in self._groups(rows, attempt))
+            return list(self._counted(chain.from_iterable(groups), len(rows)))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("out of memory, so image by image: %s", error)
+            return None
+
+    def _one_by_one(self, number: int, rows: list[Row], attempt: Attempt) -> Iterator[list[Row]]:
+        """Yield each image's rows, after telling that it is next: it may be the last thing told."""
+        for some, fetched in self._groups(rows, attempt):
+            for row, one in zip(some, fetched, strict=True):
+                session.ask(self.attempts.at, number, row["image_id"])
+                yield from self.stage.by_image([row], [one])
+            session.ask(self.attempts.at, number, None)  # while the next group is waited for
+
+    def _groups(self, rows: list[Row], attempt: Attempt) -> Iterator[Group]:
+        """Yield rows and their images, but for images at which processes died."""
+        for some, fetched in self._waited_for(with_images(rows)):
+            for i, row in enumerate(some):
+                if row["image_id"] in attempt.crashed:
+                    reason = f"{row['image_uri']}: its process died at it, twice"
+                    fetched[i] = ImageError("crashed", reason)
+            yield some, fetched
+
+    def _waited_for(self, groups: Iterator[Group]) -> Iterator[Group]:
+        """Yield the groups, and note how long each is waited for."""
+        while True:
+            since_s = time.monotonic()
+            group = next(groups, None)
+            self.waited_s += time.monotonic() - since_s
+            if group is None:
+                return
+            yield group
+
+    def _counted(self, images: Iterator[list[Row]], num_images: int) -> Iterator[Row]:
+        """Yield the rows of the images, and tell now and then how many images they are."""
+        told = 0
+        for number, rows in enumerate(images, 1):
+            yield from rows
+            if number == num_images or time.monotonic() - self.told_s > _PROGRESS_S:
+                self._tell(number - told, busy=True)
+                told = number
+
+    def _tell(self, num_images: int, *, busy: bool) -> None:
+        """Tell of images and of the time since it was told of any."""
+        since_s, self.told_s = time.monotonic() - self.told_s, time.monotonic()
+        idle_s, self.waited_s = self.waited_s if busy else since_s, 0.0
+        self.telemetry.worked(num_images, busy_s=since_s - idle_s, idle_s=idle_s)

@@ -1,0 +1,1 @@
+"""Ray sessions, submitted jobs and declared clusters."""

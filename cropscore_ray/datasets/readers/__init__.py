@@ -1,0 +1,1 @@
+"""One reader a kind of source: from its files to image records."""

@@ -1,0 +1,1 @@
+"""Predictions become errors, beside baselines."""

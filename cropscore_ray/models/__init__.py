@@ -1,0 +1,1 @@
+"""Networks, heads and regressors; from pixels to scores, votes and boxes."""

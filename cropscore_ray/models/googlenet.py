@@ -1,0 +1,238 @@
+"""The GoogLeNets: torchvision's, the Inception-BN kind, and a narrow one for small inputs.
+
+All have one interface: `features(x_N3HW)` gives the maps before pooling, `fc` is the
+linear classifier on their mean, and calling the network gives logits. Parameters keep the
+names of the public weight files, so that these load as they are.
+
+Shape suffixes: N images; 3 colours; D channels; C classes; H, W sides; R regions;
+J cells a side.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from cropscore_ray.config.sections import NetworkConfig
+from cropscore_ray.models.blocks import ConvBNReLU, Inception, InceptionBNBlock
+from cropscore_ray.models.heads import OverlapHead
+
+# Channels of each block: 1x1 | 3x3 reduce, 3x3 | 5x5 reduce, 5x5 | pool projection
+# (Szegedy et al. 2014, table 1).
+_GOOGLENET_BLOCKS = {
+    "inception3a": (64, 96, 128, 16, 32, 32),
+    "inception3b": (128, 128, 192, 32, 96, 64),
+    "inception4a": (192, 96, 208, 16, 48, 64),
+    "inception4b": (160, 112, 224, 24, 64, 64),
+    "inception4c": (128, 128, 256, 24, 64, 64),
+    "inception4d": (112, 144, 288, 32, 64, 64),
+    "inception4e": (256, 160, 320, 32, 128, 128),
+    "inception5a": (256, 160, 320, 32, 128, 128),
+    "inception5b": (384, 192, 384, 48, 128, 128),
+}
+_SMALL_BLOCKS = ("inception3a", "inception3b", "inception4a", "inception4c", "inception4e")
+
+# Channels of each block: 1x1 | 3x3 reduce, 3x3 | double-3x3 reduce, both 3x3 | last 1x1.
+_INCEPTION_BN_BLOCKS = {
+    "a3": (64, 64, 64, 64, 96, 32),
+    "b3": (64, 64, 96, 64, 96, 64),
+    "c3": (160, 128, 160, 64, 96, 160),
+    "a4": (224, 64, 96, 96, 128, 128),
+    "b4": (192, 96, 128, 96, 128, 128),
+    "c4": (160, 128, 160, 128, 160, 128),
+    "d4": (96, 128, 192, 160, 192, 128),
+    "e4": (480, 128, 192, 192, 256, 128),
+    "a5": (352, 192, 320, 160, 224, 128),
+    "b5": (352, 192, 320, 160, 224, 128),
+}
+
+
+class Network(nn.Module):
+    """What every architecture offers: maps, a linear classifier, logits."""
+
+    fc: nn.Linear
+    dropout_fraction: float = 0.0
+    stride: int
+    """Pixels of the input to one cell of the maps."""
+    num_inner: int
+    """Channels of the maps before the last pooling."""
+    aux_blocks: tuple[str, ...] = ()
+    """Blocks that carry an auxiliary head while training from scratch."""
+
+    pool: Callable[..., Tensor] = staticmethod(F.max_pool2d)
+    """Max pooling; inference.py has one that is faster without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.overlap: OverlapHead | None = None
+        """Of a scorer that has one: what it tells of crops are their scores."""
+
+    def features(self, x_N3HW: Tensor) -> Tensor:
+        """Return the maps before global pooling, (N, D, h, w)."""
+        return self.last(self.inner(x_N3HW))
+
+    def inner(self, x_N3HW: Tensor) -> Tensor:
+        """Return the maps before the last pooling, (N, d, 2h, 2w)."""
+        raise NotImplementedError
+
+    def last(self, inner_NDHW: Tensor) -> Tensor:
+        """Return the maps before global pooling from those of `inner`."""
+        raise NotImplementedError
+
+    def _blocks(self, names: tuple[str, ...], x: Tensor) -> Tensor:
+        for name in names:
+            x = self.get_submodule(name)(x)
+        return x
+
+    def _pool3(self, x: Tensor) -> Tensor:
+        return self.pool(x, 3, 2, ceil_mode=True)
+
+    def forward(self, x_N3HW: Tensor, regions_NRJJ: Tensor | None = None) -> Tensor:
+        """Return logits of the whole inputs, (N, C), or of regions of them, (N * R, C).
+
+        Args:
+            x_N3HW: normalized crops.
+            regions_NRJJ: shares of J x J cells in each region's mean, as of grid.region_means.
+        """
+        maps = self.features(x_N3HW)
+        if regions_NRJJ is None:
+            embedding_ND = maps.mean((2, 3))
+        else:
+            cells = F.avg_pool2d(maps, maps.shape[-1] // regions_NRJJ.shape[-1])
+            shares = regions_NRJJ.to(cells.dtype)
+            embedding_ND = torch.einsum("nrij,ndij->nrd", shares, cells).flatten(0, 1)
+        dropped = F.dropout(embedding_ND, self.dropout_fraction, self.training)
+        logits: Tensor = self.fc(dropped)
+        return logits
+
+
+class GoogLeNet(Network):
+    """torchvision's GoogLeNet without auxiliary heads: its parameter names, its 3x3 "5x5".
+
+    Its pretrained weights want inputs of mean 0.5 and std 0.5, which torchvision hides
+    in `transform_input`; here that stands in the bundle's preprocessing.
+    """
+
+    dropout_fraction = 0.2
+    stride = 32
+    aux_blocks = ("inception4a", "inception4d")
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv1 = ConvBNReLU(3, 64, 7, stride=2, padding=3)
+        self.conv2 = ConvBNReLU(64, 64, 1)
+        self.conv3 = ConvBNReLU(64, 192, 3, padding=1)
+        channels = 192
+        for name, widths in _GOOGLENET_BLOCKS.items():
+            block = Inception(channels, widths)
+            self.add_module(name, block)
+            channels = block.out_channels
+            if name == "inception4e":
+                self.num_inner = channels
+        self.fc = nn.Linear(channels, num_classes)
+
+    def inner(self, x_N3HW: Tensor) -> Tensor:
+        """Return the maps before the last pooling, (N, 832, H/16, W/16)."""
+        x = self._pool3(self.conv1(x_N3HW))
+        x = self._pool3(self.conv3(self.conv2(x)))
+        names = tuple(_GOOGLENET_BLOCKS)
+        x = self._pool3(self._blocks(names[:2], x))
+        return self._blocks(names[2:-2], x)
+
+    def last(self, inner_NDHW: Tensor) -> Tensor:
+        """Return the maps before global pooling, (N, 1024, H/32, W/32)."""
+        x = self.pool(inner_NDHW, 2, 2, ceil_mode=True)
+        return self._blocks(tuple(_GOOGLENET_BLOCKS)[-2:], x)
+
+
+class SmallGoogLeNet(Network):
+    """Five of GoogLeNet's blocks, narrowed, behind a stem of stride 4, for 64-pixel crops."""
+
+    stride = 8
+    aux_blocks = ("inception4a",)
+
+    def __init__(self, num_classes: int, width: float) -> None:
+        super().__init__()
+        stem = _scaled((32, 64), width)
+        self.conv1 = ConvBNReLU(3, stem[0], 5, stride=2, padding=2)
+        self.conv2 = ConvBNReLU(stem[0], stem[1], 3, padding=1)
+        channels = stem[1]
+        for name in _SMALL_BLOCKS:
+            widths = _scaled(_GOOGLENET_BLOCKS[name], width)
+            block = Inception(channels, widths)
+            self.add_module(name, block)
+            channels = block.out_channels
+            if name == "inception3b":
+                self.num_inner = channels
+        self.fc = nn.Linear(channels, num_classes)
+
+    def inner(self, x_N3HW: Tensor) -> Tensor:
+        """Return the maps before the last pooling, (N, d, H/4, W/4)."""
+        x = self._pool3(self.conv2(self.conv1(x_N3HW)))
+        return self._blocks(_SMALL_BLOCKS[:2], x)
+
+    def last(self, inner_NDHW: Tensor) -> Tensor:
+        """Return the maps before global pooling, (N, D, H/8, W/8)."""
+        return self._blocks(_SMALL_BLOCKS[2:], self._pool3(inner_NDHW))
+
+
+class InceptionBN(Network):
+    """A GoogLeNet of the Inception-BN kind with its batch norm folded into the convolutions."""
+
+    stride = 32
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        # The numbers are places in the original sequence; the others are pools and ReLUs.
+        self.pre_layers = nn.ModuleDict(
+            {
+                "1": nn.Conv2d(3, 64, 7, stride=2, padding=3),
+                "4": nn.Conv2d(64, 64, 1),
+                "6": nn.Conv2d(64, 192, 3, padding=1),
+            }
+        )
+        channels = 192
+        for name, widths in _INCEPTION_BN_BLOCKS.items():
+            block = InceptionBNBlock(channels, widths)
+            self.add_module(name, block)
+            channels = block.out_channels
+            if name == "e4":
+                self.num_inner = channels
+        self.fc = nn.Linear(channels, num_classes)
+
+    def inner(self, x_N3HW: Tensor) -> Tensor:
+        """Return the maps before the last pooling, (N, 1056, H/16, W/16)."""
+        stem = self.pre_layers
+        x = self.pool(stem["1"](x_N3HW), 2, 2)
+        x = self.pool(F.relu(stem["6"](stem["4"](x))), 2, 2)
+        names = tuple(_INCEPTION_BN_BLOCKS)
+        x = self.pool(self._blocks(names[:3], x), 2, 2)
+        return self._blocks(names[3:-2], x)
+
+    def last(self, inner_NDHW: Tensor) -> Tensor:
+        """Return the maps before global pooling, (N, 1024, H/32, W/32)."""
+        x = self.pool(inner_NDHW, 2, 2)
+        return self._blocks(tuple(_INCEPTION_BN_BLOCKS)[-2:], x)
+
+
+def _scaled(widths: tuple[int, ...], factor: float) -> tuple[int, ...]:
+    return tuple(max(4, round(width * factor / 4) * 4) for width in widths)
+
+
+def make_network(config: NetworkConfig, num_classes: int) -> Network:
+    """Return a network with random weights (He), drawn from torch's global generator."""
+    network: Network
+    if config.architecture == "googlenet":
+        network = GoogLeNet(num_classes)
+    elif config.architecture == "inception-bn":
+        network = InceptionBN(num_classes)
+    else:
+        network = SmallGoogLeNet(num_classes, config.width)
+    for convolution in _convolutions(network):
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return network
+
+
+def _convolutions(network: nn.Module) -> Iterator[nn.Conv2d]:
+    return (module for module in network.modules() if isinstance(module, nn.Conv2d))

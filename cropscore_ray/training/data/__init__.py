@@ -1,0 +1,1 @@
+"""What networks learn from: shares of the manifest, crops, regions, batches."""

@@ -1,0 +1,1 @@
+"""The regressors of boxes: shared, by class, and how sure they are."""

@@ -1,0 +1,1 @@
+"""What networks learn: one loss a file."""

@@ -1,0 +1,45 @@
+"""What trainings of heads have in common: the network below stays as it is.
+
+Shape suffixes: C classes; D channels.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import default_collate
+
+from cropscore_ray.models.heads import class_weights
+from cropscore_ray.models.inference import InferenceNetwork
+from cropscore_ray.training.data.batches import Batch, on_device
+from cropscore_ray.training.data.images import ImageDataset
+
+_SCALE_IMAGES = 200
+
+
+class HeadObjective:
+    """What objectives of heads share; each kind adds `prepare` and `__call__`."""
+
+    def __init__(self, dataset: ImageDataset, scorer: InferenceNetwork) -> None:
+        """Take the network as it will serve the heads, so that both see the same numbers."""
+        self.dataset = dataset
+        self.scorer = scorer
+        self.class_CD = class_weights(scorer.fc)
+
+    def trained(self, network: nn.Module) -> nn.Module:
+        """Return the heads themselves."""
+        return network
+
+    def state(self) -> Any:
+        """Return nothing: scales are buffers of the heads."""
+        return None
+
+    def load(self, state: Any) -> None:
+        """Take nothing."""
+
+    def _some_images(self, device: torch.device) -> Iterator[Batch]:
+        """Yield batches of one image, spread over the dataset, to measure scales on."""
+        for i in range(0, len(self.dataset), max(1, len(self.dataset) // _SCALE_IMAGES)):
+            one = self.dataset[self.dataset.request(i, epoch=0, step=i)]
+            yield on_device(default_collate([one]), device)
