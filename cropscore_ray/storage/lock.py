@@ -51,8 +51,8 @@ class Held:
         """Raise RunConflictError if it is another run's by now, or nobody's any more."""
         if self.token is None:
             return
-        found = _read(storage.join(self.folder_uri, NAME))
-        if found is None or self.token not in found.body:
+        lock = _read(storage.join(self.folder_uri, NAME))
+        if lock is None or self.token not in lock.body:
             raise RunConflictError(
                 f"another run took over {self.folder_uri} while this one could not reach it",
                 hint="leave the folder to that run, or choose another --out",
@@ -71,18 +71,19 @@ def held(folder_uri: str, say: Callable[[str], None]) -> Iterator[Held]:
         RunConflictError: another run has it.
     """
     where = storage.join(folder_uri, NAME)
-    if where.startswith(s3.SCHEME):
-        lock = _Lease(where)
-        lock.take(say)
+    kind = storage.store_of(where).lock
+    if kind == "lease":
+        lease = _Lease(where)
+        lease.take(say)
         try:
-            yield Held(folder_uri=folder_uri, token=lock.token)
+            yield Held(folder_uri=folder_uri, token=lease.token)
         finally:
-            lock.give_back()
-    elif storage.is_remote(where):
-        yield Held(folder_uri=folder_uri)
-    else:
+            lease.give_back()
+    elif kind == "file":
         with _locked_file(Path(storage.absolute_uri(where))):
             yield Held(folder_uri=folder_uri)
+    else:
+        yield Held(folder_uri=folder_uri)
 
 
 def _me() -> dict[str, Any]:
@@ -140,24 +141,24 @@ def _open_and_lock(path: Path) -> TextIO:
                 pass  # its last holder has just taken it away
 
 
-class _Found(NamedTuple):
+class _Object(NamedTuple):
     """The object of a lock as it was."""
 
     etag: str
     body: str
 
 
-def _read(where: str) -> _Found | None:
-    found = _call(where, "get_object")
-    return None if found is None else _Found(found["ETag"], found["Body"].decode())
+def _read(where: str) -> _Object | None:
+    answer = _call(where, "get_object")
+    return None if answer is None else _Object(answer["ETag"], answer["Body"].decode())
 
 
 def _call(where: str, action: str, **arguments: Any) -> dict[str, Any] | None:
     """Return what S3 answers, or None if it has no such object or it is not as was asked for."""
     bucket, key = s3.bucket_and_key(where)
     try:
-        found: dict[str, Any] = getattr(s3.client(), action)(Bucket=bucket, Key=key, **arguments)
-        return found | {"Body": found["Body"].read()} if "Body" in found else found
+        answer: dict[str, Any] = getattr(s3.client(), action)(Bucket=bucket, Key=key, **arguments)
+        return answer | {"Body": answer["Body"].read()} if "Body" in answer else answer
     except ClientError as error:
         if s3.code_of(error) in _ABSENT | _OTHERWISE:
             return None
@@ -182,13 +183,13 @@ class _Lease:
     def take(self, say: Callable[[str], None]) -> None:
         """Make the object, or replace one that nobody renews any more."""
         while not self._put(IfNoneMatch="*"):
-            found = _read(self.where)
+            lock = _read(self.where)
             # It may be this run's own, if it was made and the answer to that got lost.
-            if self._is_mine(found) or (found and self._stays(found, say) and self._replace(found)):
+            if self._is_mine(lock) or (lock and self._stays(lock, say) and self._replace(lock)):
                 break
         self.renewer.start()
 
-    def _stays(self, found: _Found, say: Callable[[str], None]) -> bool:
+    def _stays(self, lock: _Object, say: Callable[[str], None]) -> bool:
         """Return whether the object stays as it is for a lease, or False if it goes away."""
         say(f"{self.where} is there; looking for {LEASE_S:.0f} s whether its run is alive")
         for _ in range(round(LEASE_S / RENEW_S)):
@@ -196,7 +197,7 @@ class _Lease:
             now = _read(self.where)
             if now is None:
                 return False
-            if now != found:
+            if now != lock:
                 raise _conflict(self.where, now.body)
         return True
 
@@ -211,18 +212,18 @@ class _Lease:
     def _renew(self) -> None:
         while not self.ended.wait(RENEW_S):
             with suppress(StorageError):  # the store may come back
-                found = _read(self.where)
-                if found is None or not self._is_mine(found):
+                lock = _read(self.where)
+                if lock is None or not self._is_mine(lock):
                     return  # `Held.require` says so to whoever writes
-                self._replace(found)
+                self._replace(lock)
 
-    def _is_mine(self, found: _Found | None) -> bool:
-        return found is not None and self.token in found.body
+    def _is_mine(self, lock: _Object | None) -> bool:
+        return lock is not None and self.token in lock.body
 
-    def _replace(self, found: _Found) -> bool:
-        """Put the object in place of what was found, and of nothing else; tell whether it was."""
+    def _replace(self, lock: _Object) -> bool:
+        """Put the object in place of that one, and of no other; return whether it was replaced."""
         # Ceph compares without the quotes that HTTP wants.
-        return any(self._put(IfMatch=etag) for etag in (found.etag, found.etag.strip('"')))
+        return any(self._put(IfMatch=etag) for etag in (lock.etag, lock.etag.strip('"')))
 
     def _put(self, **condition: str) -> bool:
         self.renewals += 1

@@ -1,5 +1,6 @@
 """To try again what a storage could not do just now."""
 
+import errno
 import logging
 import random
 from collections.abc import Callable
@@ -11,6 +12,7 @@ logger = logging.getLogger(__name__)
 TOTAL_S = 180.0
 """So long a store may be away, or ask for fewer requests, before that counts as a failure."""
 _FIRST_S, _LONGEST_S = 0.5, 20.0
+_LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EINVAL, errno.EFBIG}
 
 Result = TypeVar("Result")
 
@@ -32,3 +34,8 @@ def persistently(action: Callable[[], Result], may_pass: Callable[[Exception], b
             logger.info("to be tried again: %s", error)
         sleep(random.uniform(0, longest_s))
         longest_s = min(_LONGEST_S, 2 * longest_s)
+
+
+def is_transient(error: Exception) -> bool:
+    """Return whether the same may succeed in a while, by an OSError's number."""
+    return isinstance(error, OSError) and error.errno not in _LASTING

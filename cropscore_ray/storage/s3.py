@@ -1,7 +1,7 @@
-"""S3 by boto3: all that is read, and conditional writes.
+"""Requests to S3 by boto3: all that is read, and conditional writes.
 
-pyarrow's own S3 knows no buckets whose readers pay, and tells no throttling from a missing
-file. What is written goes through it (`storage`).
+pyarrow's own S3 knows no buckets whose readers pay, and takes throttling for a missing file.
+What is written goes through it (`s3_store`), which also knows what a folder is.
 """
 
 import errno
@@ -27,7 +27,7 @@ CONNECTIONS = 32
 SCHEME = "s3://"
 
 
-_making = threading.Lock()  # one at a time: threads that began together would each make one
+_making = threading.Lock()  # in turn: threads that began together would each make one
 
 
 def client() -> Any:
@@ -77,7 +77,7 @@ def code_of(error: ClientError) -> str:
 
 _PAGES = 10
 _LISTERS = 16
-_LARGE_FOLDER_KEYS = 64  # from so many on, a folder each for 16 is faster than pages for one
+_LARGE_FOLDER_KEYS = 64  # from so many on, a folder each for 16 is faster than page after page
 
 
 def iter_keys(bucket: str, prefix: str, after: str = "") -> Iterator[str]:
@@ -100,8 +100,8 @@ def _keys_below(pool: ThreadPoolExecutor, bucket: str, prefix: str, after: str) 
             ahead.append(partial(iter, [name]))
         if len(ahead) > 4 * _LISTERS:
             yield from ahead.popleft()()
-    for one in ahead:
-        yield from one()
+    for keys in ahead:
+        yield from keys()
 
 
 def iter_level(bucket: str, prefix: str, after: str = "") -> Iterator[tuple[str, bool]]:
@@ -113,8 +113,8 @@ def iter_level(bucket: str, prefix: str, after: str = "") -> Iterator[tuple[str,
     inside, slash, _ = after.removeprefix(prefix).partition("/")
     start = f"{prefix}{inside}" if slash else after
     for page in _pages(bucket, prefix, start, Delimiter="/"):
-        keys = [(one["Key"], False) for one in page.get("Contents", [])]
-        folders = [(one["Prefix"], True) for one in page.get("CommonPrefixes", [])]
+        keys = [(entry["Key"], False) for entry in page.get("Contents", [])]
+        folders = [(entry["Prefix"], True) for entry in page.get("CommonPrefixes", [])]
         for name, is_folder in sorted(keys + folders):
             if name > after or (is_folder and after.startswith(name)):
                 yield name, is_folder
@@ -129,11 +129,11 @@ def _keys_of_folder(
         yield from _keys_below(pool, bucket, prefix, keys[-1])
     elif has_more:
         for page in _pages(bucket, prefix, keys[-1]):
-            yield from (one["Key"] for one in page.get("Contents", []))
+            yield from (entry["Key"] for entry in page.get("Contents", []))
 
 
 def _has_large_folders(prefix: str, keys: list[str]) -> bool:
-    """Tell whether the folders of a folder are worth a request each, by its first keys."""
+    """Return whether the folders of a folder are worth a request each, by its first keys."""
     inside = [key.removeprefix(prefix).partition("/") for key in keys]
     folders = {name for name, slash, _ in inside if slash}
     return len(folders) * _LARGE_FOLDER_KEYS <= len(keys)
@@ -141,10 +141,10 @@ def _has_large_folders(prefix: str, keys: list[str]) -> bool:
 
 def _first_keys(bucket: str, prefix: str, after: str) -> tuple[list[str], bool]:
     """Return the keys of the first pages below a prefix, and whether there are more."""
-    found: list[str] = []
+    keys: list[str] = []
     for page in itertools.islice(_pages(bucket, prefix, after), _PAGES):
-        found += [one["Key"] for one in page.get("Contents", [])]
-    return found, bool(page.get("IsTruncated")) and bool(found)
+        keys += [entry["Key"] for entry in page.get("Contents", [])]
+    return keys, bool(page.get("IsTruncated")) and bool(keys)
 
 
 def _pages(bucket: str, prefix: str, after: str, **how: str) -> Iterator[dict[str, Any]]:
@@ -160,7 +160,7 @@ def _pages(bucket: str, prefix: str, after: str, **how: str) -> Iterator[dict[st
 
 
 def has_object(bucket: str, key: str) -> bool:
-    """Tell whether there is an object of this key."""
+    """Return whether there is an object of this key."""
     try:
         num_bytes(bucket, key)
     except FileNotFoundError:
@@ -169,7 +169,7 @@ def has_object(bucket: str, key: str) -> bool:
 
 
 def has_any(bucket: str, prefix: str) -> bool:
-    """Tell whether there is an object below a prefix."""
+    """Return whether there is an object below a prefix."""
     with _as_on_a_disk(f"{SCHEME}{bucket}/{prefix}"):
         page = client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1, **payer())
     return bool(page.get("Contents"))
@@ -194,15 +194,15 @@ def read(
     uri = f"{SCHEME}{bucket}/{key}"
     with _as_on_a_disk(uri):
         try:
-            found = client().get_object(Bucket=bucket, Key=key, **part, **payer())
+            answer = client().get_object(Bucket=bucket, Key=key, **part, **payer())
         except ClientError as error:
             if code_of(error) in ("InvalidRange", "416"):
                 return b""
             raise
-        if most is not None and found.get("ContentLength", 0) > most:
-            found["Body"].close()
-            raise OSError(errno.EFBIG, f"{found['ContentLength']:,} bytes", uri)
-        return bytes(found["Body"].read())
+        if most is not None and answer.get("ContentLength", 0) > most:
+            answer["Body"].close()
+            raise OSError(errno.EFBIG, f"{answer['ContentLength']:,} bytes", uri)
+        return bytes(answer["Body"].read())
 
 
 def _last(stop: int | None) -> str:
@@ -218,12 +218,10 @@ class Reader(io.RawIOBase):
         self._at = 0
 
     def readable(self) -> bool:
-        """Tell that it is."""
+        """Return True, as `seekable` does."""
         return True
 
-    def seekable(self) -> bool:
-        """Tell that it is."""
-        return True
+    seekable = readable
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Go to a place, and return it."""
@@ -237,17 +235,16 @@ class Reader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer, or what there is of it."""
         stop = min(self._at + len(buffer), self._size)
-        found = read(self._bucket, self._key, self._at, stop) if self._at < stop else b""
-        buffer[: len(found)] = found
-        self._at += len(found)
-        return len(found)
+        data = read(self._bucket, self._key, self._at, stop) if self._at < stop else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 _MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
 _THROTTLED = {"SlowDown", "503", "429", "Throttling", "TooManyRequests", "RequestLimitExceeded"}
 _BUSY = {"InternalError", "500", "502", "504", "ServiceUnavailable", "RequestTimeout"}
 _STALE = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed"}
-_WILL_NOT_PASS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EINVAL, errno.EFBIG}
 
 
 @contextmanager
@@ -274,10 +271,10 @@ def _errno(error: Exception) -> int:
 
 
 def is_transient(error: Exception) -> bool:
-    """Tell whether the same request may succeed in a while."""
+    """Return whether the same request may succeed in a while."""
     if isinstance(error, (BotoCoreError, ClientError)):
-        return _errno(error) not in _WILL_NOT_PASS
-    return isinstance(error, OSError) and error.errno not in _WILL_NOT_PASS
+        error = OSError(_errno(error), str(error))
+    return retries.is_transient(error)
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:

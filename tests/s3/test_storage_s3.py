@@ -33,6 +33,7 @@ from cropscore_ray.images.fetch import fetch_images
 from cropscore_ray.jobs import index
 from cropscore_ray.schema import MANIFEST, ImageClass, rows_to_table
 from cropscore_ray.storage import s3
+from cropscore_ray.storage.s3_store import S3
 
 
 def test_bytes_come_back_as_written(s3_uri: str) -> None:
@@ -263,9 +264,9 @@ def test_keys_are_listed_in_order_over_pages_and_folders(
         assert list(storage.iter_files(s3_uri, after)) == later
     folders = ["a", "empty", "many-more", "many", "z"]
     assert list(storage.iter_folders(s3_uri)) == folders
-    monkeypatch.setattr(storage, "_FIRST_ENTRIES", 2)  # a.jpg and a/
+    monkeypatch.setattr(S3, "most_entries", 2)  # a.jpg and a/
     assert list(storage.iter_folders(s3_uri)) == folders
-    monkeypatch.setattr(storage, "_FIRST_ENTRIES", 1)
+    monkeypatch.setattr(S3, "most_entries", 1)
     assert list(storage.iter_folders(s3_uri)) == []
     monkeypatch.setattr(s3, "_PAGES", 1)  # what many/ has left is a level of its own
     assert list(storage.iter_files(s3_uri)) == expected

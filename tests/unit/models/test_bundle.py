@@ -23,6 +23,7 @@ from cropscore_ray.models.bundle import (
 from cropscore_ray.models.googlenet import make_network
 from cropscore_ray.schema import ImageClass
 from cropscore_ray.storage import files
+from cropscore_ray.storage.s3_store import S3
 
 CLASSES = [ImageClass(id="n01", name="café"), ImageClass(id="n02", name="tench, fish")]
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
@@ -67,7 +68,7 @@ def test_a_store_that_is_away_is_waited_for(empty: Bundle, monkeypatch: pytest.M
         return answer
 
     monkeypatch.setattr(storage, "read_bytes", read_bytes)
-    monkeypatch.setattr(files, "is_remote", lambda uri: True)
+    monkeypatch.setattr(files, "store_of", lambda uri: S3())
     assert saved.tensors(LOCALIZER).keys() == WEIGHTS.keys()
     assert not answers
 

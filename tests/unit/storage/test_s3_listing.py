@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cropscore_ray import storage
-from cropscore_ray.storage import files, s3
+from cropscore_ray.storage import s3
+from cropscore_ray.storage.s3_store import S3
 
 WAIT_S = 20
 
@@ -108,7 +109,7 @@ def test_small_folders_in_a_single_one_cost_no_request_each(
 def test_a_flat_prefix_is_not_listed_to_its_end_for_folders(
     monkeypatch: pytest.MonkeyPatch, num_files: int
 ) -> None:
-    monkeypatch.setattr(files, "_FIRST_ENTRIES", 5)
+    monkeypatch.setattr(S3, "most_entries", 5)
     keys = {f"set/{i:03d}.jpg" for i in range(num_files)} | {"set/b/1.jpg", "set/c/1.jpg"}
     client = put(monkeypatch, keys, page_size=2)
     found = list(storage.iter_folders("s3://bucket/set"))
