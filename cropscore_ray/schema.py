@@ -8,7 +8,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from cropscore_ray.errors import DataError
 from cropscore_ray.grid import NUM_SQUARES
@@ -34,6 +36,9 @@ STATUSES = {
 
 UNREACHED = frozenset({"unreachable", "throttled"})
 """Nothing was said of the image itself: it may be had another time."""
+
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+"""The columns of a box, where it does not lie in one."""
 
 MANIFEST = pa.schema(
     [
@@ -70,10 +75,7 @@ PREDICTIONS = pa.schema(
         pa.field("class_index", pa.int32()),
         pa.field("class_name", pa.string()),
         pa.field("class_score", pa.float32()),
-        pa.field("xmin", pa.float32()),
-        pa.field("ymin", pa.float32()),
-        pa.field("xmax", pa.float32()),
-        pa.field("ymax", pa.float32()),
+        *(pa.field(side, pa.float32()) for side in SIDES),
         pa.field("confidence", pa.float32()),
         pa.field("cam_xyxy", pa.list_(pa.float32(), 4)),
         pa.field("status", pa.string(), nullable=False),
@@ -122,3 +124,8 @@ def check_table(schema: pa.Schema, expected: pa.Schema, where: str) -> None:
 def rows_to_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """Build a table of exactly this schema; absent keys become nulls."""
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def boxes(table: pa.Table) -> NDArray[np.float64]:
+    """Return the boxes in a table's SIDES, (N, 4); NaN where a row has none."""
+    return np.stack([table[side].to_numpy() for side in SIDES], axis=1).astype(np.float64)

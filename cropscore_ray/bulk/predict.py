@@ -196,7 +196,6 @@ class LocalizeStage(ScoreStage):
         boxes = (unit_K4.numpy() * sides).tolist()
         rows = []
         for i, class_index in enumerate(chosen.classes_K.tolist()):
-            xmin, ymin, xmax, ymax = boxes[i]
             rows.append(
                 {
                     "image_id": one.row["image_id"],
@@ -207,10 +206,7 @@ class LocalizeStage(ScoreStage):
                     "class_index": class_index,
                     "class_name": self.bundle.classes[class_index].name,
                     "class_score": _number(chosen.probabilities, i),
-                    "xmin": xmin,
-                    "ymin": ymin,
-                    "xmax": xmax,
-                    "ymax": ymax,
+                    **dict(zip(schema.SIDES, boxes[i], strict=True)),
                     "confidence": confidences[i],
                     "cam_xyxy": self._cam_box(chosen, i, sides),
                     "status": schema.OK,

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from cropscore_ray import storage
 from cropscore_ray.datasets.records import Box, Size, half_open, parse_box, parse_size
 from cropscore_ray.errors import StorageError
-
-SIDES = ("xmin", "ymin", "xmax", "ymax")
+from cropscore_ray.schema import SIDES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

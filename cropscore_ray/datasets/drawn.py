@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from cropscore_ray import storage
+from cropscore_ray.schema import SIDES
 
 # A cycle through four shapes and four textures; stripes and rings, which look alike
 # in a small piece, never share a shape.
@@ -31,7 +32,7 @@ _TEXTURE_AND_SHAPE = (
     ("striped", "star"),
 )
 CLASS_NAMES = tuple(f"{texture}-{shape}" for texture, shape in _TEXTURE_AND_SHAPE)
-CSV_COLUMNS = ("image", "label", "width", "height", "xmin", "ymin", "xmax", "ymax", "split")
+CSV_COLUMNS = ("image", "label", "width", "height", *SIDES, "split")
 
 SIDE_RANGE_PX = (96, 192)
 OBJECT_FRACTION = (0.2, 0.9)  # of the image's sides, each side drawn freely

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cropscore_ray import storage
-from cropscore_ray.datasets.annotations import SIDES
 from cropscore_ray.datasets.problems import ProblemLog
 from cropscore_ray.datasets.records import (
     Box,
@@ -25,6 +24,7 @@ from cropscore_ray.datasets.records import (
     parse_size,
 )
 from cropscore_ray.errors import DataError
+from cropscore_ray.schema import SIDES
 
 Cells = Mapping[str, Any]
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
-from cropscore_ray import geometry
+from cropscore_ray import geometry, schema
 from cropscore_ray.datasets.manifest import Manifest
 from cropscore_ray.errors import DataError
 from cropscore_ray.evaluation import ranking
@@ -20,7 +20,6 @@ from cropscore_ray.schema import OK
 
 NO_CLASS = -1
 UNKNOWN_CLASS = -2  # a prediction without a class: equal to no truth, not even to none
-_SIDES = ["xmin", "ymin", "xmax", "ymax"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -127,7 +126,7 @@ def join(predictions: pa.Table, truth: Truth) -> Outcomes:
     if ranking.has_class_known(predictions):
         known = ranking.first_guesses(predictions, limit=1, class_known=True)
         _check_known_classes(truth, known)
-        known_iou = _iou_per_image(truth, known, _boxes(known))
+        known_iou = _iou_per_image(truth, known, schema.boxes(known))
         known_confidence = np.full(len(truth.image_id), np.nan)
         known_confidence[_positions(truth, known)] = known["confidence"].to_numpy()
         wrong["gt_known"] = known_iou < geometry.IOU_THRESHOLD
@@ -169,7 +168,7 @@ def _judge(truth: Truth, rows: pa.Table) -> tuple[Bools, Bools]:
     """Return (I,) whether all guesses have the wrong class, and whether none also fits."""
     image = _positions(truth, rows)
     right_class = _int64(rows["class_index"], UNKNOWN_CLASS) == truth.class_index[image]
-    fits = best_iou(truth, _boxes(rows), image) >= geometry.IOU_THRESHOLD
+    fits = best_iou(truth, schema.boxes(rows), image) >= geometry.IOU_THRESHOLD
     wrong_class, wrong_place = np.ones((2, len(truth.image_id)), bool)
     wrong_class[image[right_class]] = False
     wrong_place[image[right_class & fits]] = False
@@ -190,10 +189,6 @@ def _without_ok_row(predictions: pa.Table, truth: Truth) -> Bools:
 
 def _positions(truth: Truth, rows: pa.Table) -> Ints:
     return np.asarray(np.searchsorted(truth.image_id, rows["image_id"].to_numpy()))
-
-
-def _boxes(rows: pa.Table) -> Floats:
-    return np.stack([rows[side].to_numpy().astype(np.float64) for side in _SIDES], axis=1)
 
 
 def _cam_boxes(rows: pa.Table) -> Floats:

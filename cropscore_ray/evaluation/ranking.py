@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cropscore_ray.schema import OK
+from cropscore_ray.schema import OK, SIDES
 
 MAX_GUESSES = 5  # ILSVRC CLS-LOC: extra guesses are ignored
 _ORDER = [
     ("image_id", "ascending"),
     ("class_rank", "ascending"),
     ("confidence", "descending"),
-    *((side, "ascending") for side in ("xmin", "ymin", "xmax", "ymax")),
+    *((side, "ascending") for side in SIDES),
 ]
 
 

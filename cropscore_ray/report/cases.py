@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from cropscore_ray import geometry
+from cropscore_ray import geometry, schema
 from cropscore_ray.datasets.manifest import Manifest
 from cropscore_ray.evaluation import matching, metrics, ranking
 from cropscore_ray.evaluation.matching import Bools, Floats, Ints, Truth
@@ -75,7 +74,7 @@ def find_cases(
     image_P = np.searchsorted(truth.image_id, shown["image_id"].to_numpy())
     row, iou = np.full(len(truth.image_id), -1), np.zeros(len(truth.image_id))
     row[image_P] = np.arange(len(shown))
-    iou[image_P] = matching.best_iou(truth, _boxes(shown), image_P)
+    iou[image_P] = matching.best_iou(truth, schema.boxes(shown), image_P)
     baselines = {"constant_box": constant_box, "whole_image": WHOLE_IMAGE}
     return Cases(
         truth=truth,
@@ -92,11 +91,6 @@ def find_cases(
             if box is not None
         },
     )
-
-
-def _boxes(rows: pa.Table) -> NDArray[np.float64]:
-    sides = [rows[side].to_numpy() for side in ("xmin", "ymin", "xmax", "ymax")]
-    return np.stack(sides, axis=1).astype(np.float64)
 
 
 def _area_fraction(truth: Truth) -> Floats:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cropscore_ray import storage
+from cropscore_ray import schema, storage
 from cropscore_ray.evaluation.formats import guess_lines
 
 
@@ -18,8 +18,7 @@ def write_coco(uri: str, predictions: pa.Table) -> None:
     format has no place for an image without a box: a failed image is not in it.
     """
     rows = guess_lines.best_guesses(predictions)
-    corners = np.stack([rows[side].to_numpy() for side in guess_lines.SIDES], axis=1)
-    corners = corners.astype(np.float64)
+    corners = schema.boxes(rows)
     bboxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     scores = pc.coalesce(rows["confidence"], rows["class_score"], pa.scalar(1.0, pa.float32()))
     columns = {

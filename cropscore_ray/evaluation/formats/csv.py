@@ -5,8 +5,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from cropscore_ray import storage
-
-_CAM_SIDES = ["cam_xmin", "cam_ymin", "cam_xmax", "cam_ymax"]
+from cropscore_ray.schema import SIDES
 
 
 def write_csv(uri: str, predictions: pa.Table) -> None:
@@ -16,10 +15,9 @@ def write_csv(uri: str, predictions: pa.Table) -> None:
     """
     table = predictions.sort_by([("image_id", "ascending"), ("class_rank", "ascending")])
     at = table.schema.get_field_index("cam_xyxy")
-    sides = [pc.list_element(table["cam_xyxy"], i) for i in range(len(_CAM_SIDES))]
-    table = table.remove_column(at)
-    for offset, (name, side) in enumerate(zip(_CAM_SIDES, sides, strict=True)):
-        table = table.add_column(at + offset, name, side)
+    cam, table = table["cam_xyxy"], table.remove_column(at)
+    for i, side in enumerate(SIDES):
+        table = table.add_column(at + i, f"cam_{side}", pc.list_element(cam, i))
     sink = pa.BufferOutputStream()
     csv.write_csv(table, sink)
     storage.write_bytes(uri, sink.getvalue().to_pybytes())

@@ -21,7 +21,6 @@ from cropscore_ray.errors import DataError
 from cropscore_ray.evaluation import ranking
 from cropscore_ray.schema import OK, ImageClass
 
-SIDES = ["xmin", "ymin", "xmax", "ymax"]
 InclusiveBox = tuple[float, float, float, float]
 
 
@@ -68,7 +67,7 @@ def lines_by_stem(predictions: pa.Table, class_words: list[str]) -> dict[str, st
         DataError: Two images have the same stem, so that the format cannot tell them apart.
     """
     rows = best_guesses(predictions)
-    boxes = inclusive_pixels(np.stack([rows[side].to_numpy() for side in SIDES], axis=1))
+    boxes = inclusive_pixels(schema.boxes(rows))
     words: dict[int, list[str]] = {}
     columns = (rows["image_id"].to_pylist(), rows["class_index"].to_pylist(), boxes.tolist())
     for image_id, class_index, box in zip(*columns, strict=True):
@@ -125,10 +124,7 @@ def to_predictions(manifest: Manifest, lines: Iterable[tuple[int, list[Guess]]])
                     "class_rank": rank,
                     "class_index": index,
                     "class_name": None if index is None else manifest.classes[index].name,
-                    "xmin": left,
-                    "ymin": top,
-                    "xmax": right + 1,
-                    "ymax": bottom + 1,
+                    **dict(zip(schema.SIDES, (left, top, right + 1, bottom + 1), strict=True)),
                     "status": OK,
                 }
             )
