@@ -5,7 +5,6 @@ Threads are enough: the time goes into waiting for the disk or the object store.
 
 import io
 import posixpath
-import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from cropscore_ray.datasets.problems import Finding
 from cropscore_ray.datasets.records import Size
 from cropscore_ray.errors import ImageError, StorageError
 from cropscore_ray.images import archives, fetch
+from cropscore_ray.images.decode import DAMAGED
 
 ReadProgress = Callable[[int, int | None], None]
 """Called with the number of files done in this pass, and the total if it is known."""
@@ -30,19 +30,6 @@ Result = TypeVar("Result")
 HEAD_BYTES = 65_536
 NUM_THREADS = 32
 CHUNK = 1_024
-
-# What Pillow's format plugins raise on damaged bytes, as far as Image.open lets it out.
-_PILLOW_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    ArithmeticError,
-    LookupError,
-    TypeError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 
 
 def read_all(
@@ -86,7 +73,7 @@ def _size_of_bytes(data: fetch.Fetched) -> Size | Finding:
         return Finding(kind, str(data))
     try:
         return _header_size(io.BytesIO(data))
-    except _PILLOW_ERRORS as error:
+    except DAMAGED as error:
         return _unreadable(error)
 
 
@@ -96,7 +83,7 @@ def _image_size(image_uri: str) -> Size | Finding:
             return _header_size(file)
     except FileNotFoundError:
         return Finding("image_without_file", "no file at this URI")
-    except (StorageError, *_PILLOW_ERRORS) as error:
+    except (StorageError, *DAMAGED) as error:
         return _unreadable(error)
 
 

@@ -14,21 +14,20 @@ from cropscore_ray.errors import ImageError
 Pixels = NDArray[np.uint8]
 """A decoded image: RGB, (H, W, 3)."""
 
-# Pillow reports a damaged file through any of these, whatever the format.
-_DECODE_ERRORS = (
+DAMAGED = (
     OSError,
     SyntaxError,
     ValueError,
     EOFError,
-    IndexError,
-    KeyError,
+    ArithmeticError,
+    LookupError,
     TypeError,
-    OverflowError,
-    ZeroDivisionError,
     AttributeError,
     RuntimeError,
     struct.error,
+    Image.DecompressionBombError,
 )
+"""Any of these may mean, where Pillow reads an image, that the image is damaged."""
 
 
 def decode(data: bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> Pixels:
@@ -62,7 +61,7 @@ def decode(data: bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> Pixels:
                 raise ImageError("unsupported", f"{format_name} is not read") from error
             kind = f"{len(data)} bytes beginning with {data[:8]!r}"
             raise ImageError("undecodable", f"not an image that Pillow knows: {kind}") from error
-        except _DECODE_ERRORS as error:
+        except DAMAGED as error:
             raise ImageError("undecodable", f"{type(error).__name__}: {error}"[:300]) from error
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from cropscore_ray.errors import ImageError
 from cropscore_ray.images import decode as pillow
-from cropscore_ray.images.decode import Pixels
+from cropscore_ray.images.ahead import made_ahead
+from cropscore_ray.images.decode import DAMAGED, Pixels
 from cropscore_ray.images.fetch import Fetched
 
 logger = logging.getLogger(__name__)
@@ -37,21 +38,15 @@ def decode_ahead(
     groups = [fetched[i : i + group] for i in range(0, len(fetched), group)]
     decoder = _GpuDecoder(device) if device.type == "cuda" else None
     threads = (os.cpu_count() or 1) if decoder else 1  # a CPU's cores are busy with networks
-    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as ahead:
+    with ThreadPoolExecutor(threads) as pool:
 
         def decode(some: list[Fetched]) -> list[Decoded]:
             on_gpu = decoder(some, max_megapixels) if decoder else {}
-            rest = [one for i, one in enumerate(some) if i not in on_gpu]
-            others = pool.map(lambda one: _decode(one, max_megapixels), rest)
+            rest = [data for i, data in enumerate(some) if i not in on_gpu]
+            others = pool.map(lambda data: _decode(data, max_megapixels), rest)
             return [on_gpu[i] if i in on_gpu else next(others) for i in range(len(some))]
 
-        following = [ahead.submit(decode, some) for some in groups[:1]]
-        for some in groups[1:]:
-            current = following.pop().result()
-            following.append(ahead.submit(decode, some))
-            yield current
-        for last in following:
-            yield last.result()
+        yield from made_ahead(map(decode, groups))
 
 
 def _decode(data: Fetched, max_megapixels: float) -> Decoded:
@@ -74,26 +69,26 @@ class _GpuDecoder:
         """Return the images that the GPU decodes, by their place in the list."""
         from torchvision.io import ImageReadMode, decode_jpeg
 
-        chosen = [i for i, one in enumerate(some) if suits_gpu(one, max_megapixels)]
+        chosen = [i for i, data in enumerate(some) if suits_gpu(data, max_megapixels)]
         if not chosen:
             return {}
         files = [torch.frombuffer(bytearray(some[i]), dtype=torch.uint8) for i in chosen]  # type: ignore[arg-type]
         try:
             with torch.cuda.stream(self.stream):
                 planes = decode_jpeg(files, mode=ImageReadMode.RGB, device=self.device)
-                pixels = [one.permute(1, 2, 0).contiguous() for one in planes]
+                images = [image.permute(1, 2, 0).contiguous() for image in planes]
             self.stream.synchronize()
-            for one in pixels:  # or its memory is given away while networks still read it
-                one.record_stream(torch.cuda.default_stream(self.device))
+            for image in images:  # or its memory is given away while networks still read it
+                image.record_stream(torch.cuda.default_stream(self.device))
         except RuntimeError as error:
             # One file spoils the list; Pillow says which, and what is wrong with it.
             logger.info("%d images go to Pillow: %s", len(chosen), str(error).splitlines()[0])
             return {}
-        return dict(zip(chosen, pixels, strict=True))
+        return dict(zip(chosen, images, strict=True))
 
 
 def suits_gpu(data: Fetched, max_megapixels: float) -> bool:
-    """Tell whether nvJPEG takes a file, and takes it as Pillow would: a whole baseline RGB JPEG.
+    """Return whether nvJPEG takes a file, and takes it as Pillow would: a whole baseline RGB JPEG.
 
     nvJPEG makes grey of what a truncated file lacks; Pillow says so.
     """
@@ -104,5 +99,5 @@ def suits_gpu(data: Fetched, max_megapixels: float) -> bool:
             small = image.width * image.height <= max_megapixels * 1e6
             baseline = image.format == "JPEG" and "progressive" not in image.info
             return small and baseline and image.mode == "RGB"
-    except Exception:  # whatever is wrong with a damaged header, Pillow's decoder names it
+    except DAMAGED:  # Pillow's decoder names what is wrong
         return False

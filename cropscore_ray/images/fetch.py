@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from cropscore_ray import schema, storage
 from cropscore_ray.errors import ImageError, StorageError
 from cropscore_ray.images import archives
+from cropscore_ray.images.ahead import made_ahead
 from cropscore_ray.images.archives import Cell, Member, Span
 from cropscore_ray.storage import retries, s3
 
@@ -82,16 +83,17 @@ def fetch_ahead(uris: list[str], begun: list[Fetched] | None = None) -> Iterator
         uris: of all images.
         begun: the first group, where it is there already.
     """
+    return made_ahead(_groups(uris, begun), stops_at=lambda group: any(map(_is_unanswered, group)))
+
+
+def _groups(uris: list[str], group: list[Fetched] | None) -> Iterator[list[Fetched]]:
     kept: _RowGroups = {}
-    group = begun or fetch_group(uris, kept)
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as ahead:
-        while len(group) < len(uris):
-            uris = uris[len(group) :]
-            in_vain = any(map(_is_unanswered, group))
-            following = None if in_vain else ahead.submit(fetch_group, uris, kept)
-            yield group
-            group = following.result() if following else fetch_group(uris, kept)
+    group = group or fetch_group(uris, kept)
     yield group
+    while len(group) < len(uris):
+        uris = uris[len(group) :]
+        group = fetch_group(uris, kept)
+        yield group
 
 
 def _is_unanswered(image: Fetched) -> bool:

@@ -17,9 +17,10 @@ from PIL import Image, UnidentifiedImageError
 
 from cropscore_ray.errors import CropscoreError, ImageError
 from cropscore_ray.grid import NUM_SQUARES
-from cropscore_ray.images.decode import to_rgb
+from cropscore_ray.images.decode import DAMAGED, to_rgb
 from cropscore_ray.report.cases import Cases
 from cropscore_ray.report.charts import HeatMap, heat_maps
+from cropscore_ray.schema import SIDES
 
 ReadImage = Callable[[str], bytes]
 ScoreSquares = Callable[[bytes, int], NDArray[np.floating]]
@@ -28,7 +29,6 @@ THUMBNAIL_PX = 400
 THUMBNAIL_QUALITY = 78  # about 25 kB an image: 18 of them stay well below a megabyte
 
 _READ_ERRORS = (CropscoreError, ImageError, OSError)
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _SCORE_ERRORS = (*_READ_ERRORS, RuntimeError, ValueError, IndexError)
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def _card(
         class_name=row["class_name"] or "",
         confidence=row["confidence"],
         iou=None if np.isnan(iou) else iou,
-        pred_box=[row[side] for side in ("xmin", "ymin", "xmax", "ymax")],
+        pred_box=[row[side] for side in SIDES],
         gt_boxes=cases.gt_boxes(position),
         jpeg_base64=jpeg,
         image_note=image_note,
@@ -149,7 +149,7 @@ def _picture(image_uri: str, read_image: ReadImage) -> tuple[bytes | None, str |
         return None, None, f"The image is no longer reachable: {error}"
     try:
         return data, base64.b64encode(thumbnail(data)).decode(), ""
-    except _DECODE_ERRORS as error:
+    except DAMAGED as error:
         logger.warning("the report goes without %s: %s", image_uri, error)
         reason = "not an image any more" if isinstance(error, UnidentifiedImageError) else error
         return None, None, f"The image can no longer be decoded: {reason}"

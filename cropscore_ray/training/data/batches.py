@@ -7,7 +7,6 @@ and with any number of workers, which share the images of each step among them.
 import math
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from cropscore_ray.config.sections import SgdConfig
 from cropscore_ray.errors import ConfigError, CropscoreError, DataError
+from cropscore_ray.images.ahead import made_ahead
 from cropscore_ray.training.data.images import ImageDataset
 
 _AHEAD = 2  # passes that a thread has ready
@@ -173,7 +173,7 @@ class Feed:
             num_workers=num_loaders,
             pin_memory=device.type == "cuda",
         )
-        self._batches = iter(loader) if num_loaders else _read_ahead(iter(loader))
+        self._batches = iter(loader) if num_loaders else made_ahead(iter(loader), depth=_AHEAD)
         self._device = device
         self.waited_s = 0.0
 
@@ -196,12 +196,3 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     flat = {"class_index", "overlap"} & moved.keys()
     return moved | {name: moved[name].flatten() for name in flat}
-
-
-def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Give the same batches; a thread has the next ones ready."""
-    with ThreadPoolExecutor(1) as thread:
-        ready = [thread.submit(next, batches, None) for _ in range(_AHEAD)]
-        while (batch := ready.pop(0).result()) is not None:
-            ready.append(thread.submit(next, batches, None))
-            yield batch
