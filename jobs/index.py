@@ -3,23 +3,26 @@
 import sys
 
 from cropscore_ray import storage
+from cropscore_ray.datasets.files import ReadProgress
 from cropscore_ray.datasets.manifest import is_manifest, open_manifest, write_manifest
-from cropscore_ray.datasets.sources import IndexReport, ReadProgress, absolute_source, index_source
-from cropscore_ray.datasets.uri_list import STDIN, write_list
+from cropscore_ray.datasets.problems import IndexReport
+from cropscore_ray.datasets.sources import Source, index_source, parse_source
+from cropscore_ray.datasets.uri_list import write_list
 from cropscore_ray.errors import RunConflictError
 
 
 def run(
-    source: str, out: str, *, overwrite: bool = False, progress: ReadProgress | None = None
+    source: Source | str, out: str, *, overwrite: bool = False, progress: ReadProgress | None = None
 ) -> IndexReport:
     """Index a source into the folder `out`, which gets a manifest and index.json.
 
     The same source is indexed again. RunConflictError if `out` holds the manifest of
     another source and `overwrite` is not set; else the errors of `index_source`.
     """
+    source = parse_source(source) if isinstance(source, str) else source
     if not overwrite:
         require_source(source, out)
-    if source == STDIN:
+    if source.is_list:
         num_images = write_list(sys.stdin.buffer, out, begun=False, progress=progress)
         report = IndexReport(num_images=num_images)
         fingerprint = open_manifest(out).fingerprint
@@ -28,7 +31,7 @@ def run(
         write_manifest(out, index.manifest)
         report, fingerprint = index.report, index.manifest.fingerprint()
     facts = {
-        "source": absolute_source(source),
+        "source": source.absolute,
         "fingerprint": fingerprint,
         "report": report.to_json(),
     }
@@ -36,22 +39,22 @@ def run(
     return report
 
 
-def require_source(source: str, out: str) -> bool:
-    """Tell whether `out` holds a manifest; RunConflictError if it is of another source."""
+def require_source(source: Source, out: str) -> bool:
+    """Return whether `out` holds a manifest; RunConflictError if it is of another source."""
     facts_uri = storage.join(out, "index.json")
     if not is_manifest(out):
         return False
-    found = storage.read_json(facts_uri).get("source") if storage.exists(facts_uri) else None
-    if found != absolute_source(source):
+    known = storage.read_json(facts_uri).get("source") if storage.exists(facts_uri) else None
+    if known != source.absolute:
         raise RunConflictError(
-            f"{out} holds a manifest of {found or 'an unknown source'}, not of {source}",
+            f"{out} holds a manifest of {known or 'an unknown source'}, not of {source}",
             hint="choose another --out, or replace it with --overwrite",
         )
     return True
 
 
 def render(report: IndexReport) -> str:
-    """Return what was found and what was wrong with it as plain text, with examples."""
+    """Return a report as plain text, with examples of what was wrong."""
     splits = ", ".join(f"{name} {count:,}" for name, count in report.splits.items())
     aside = ", ".join(f"{count:,} {kind}" for kind, count in report.left_aside.items())
     where = f" ({splits})" if splits else ""

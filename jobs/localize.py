@@ -14,7 +14,7 @@ from cropscore_ray.bulk.workers import WorkerConfig
 from cropscore_ray.config.overrides import to_dict, to_identity
 from cropscore_ray.config.sections import SCORE_MODES, LocalizeConfig
 from cropscore_ray.datasets.manifest import match_classes
-from cropscore_ray.datasets.sources import absolute_source
+from cropscore_ray.datasets.sources import Source, parse_source
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import sources
 from cropscore_ray.models.bundle import Bundle, load_bundle, required_parts
@@ -64,7 +64,8 @@ def run(
     bundle = load_bundle(model)
     config = _with_mode(command, config, bundle)
     bundle.require(*required_parts(command, config))
-    with sources.opened(command, source, out, shown, overwrite=overwrite, split=split) as (
+    parsed = parse_source(source)
+    with sources.opened(command, parsed, out, shown, overwrite=overwrite, split=split) as (
         manifest,
         held,
     ):
@@ -81,7 +82,7 @@ def run(
                 "split": split,
                 "config": to_identity(config),
             },
-            facts=_facts(command, bundle, source, manifest.uri, split, config),
+            facts=_facts(command, bundle, parsed, manifest.uri, split, config),
             held=held,
         )
         if retry and folder.unreached:
@@ -154,14 +155,14 @@ def _check_classes(
 def _facts(
     command: str,
     bundle: Bundle,
-    source: str,
+    source: Source,
     manifest_uri: str,
     split: str | None,
     config: LocalizeConfig,
 ) -> dict[str, Any]:
     return {
         "command": command,
-        "source_uri": absolute_source(source),
+        "source_uri": source.absolute,
         "manifest_uri": manifest_uri,
         "model_uri": bundle.uri,
         "split": split,

@@ -7,7 +7,7 @@ from cropscore_ray import storage
 from cropscore_ray.bulk import packing, pipeline, run_folder
 from cropscore_ray.bulk.parts import BulkRun
 from cropscore_ray.datasets.manifest import StoredManifest
-from cropscore_ray.datasets.sources import absolute_source
+from cropscore_ray.datasets.sources import parse_source
 from cropscore_ray.errors import ConfigError
 from cropscore_ray.jobs import sources
 from cropscore_ray.progress import Progress
@@ -32,10 +32,10 @@ def run(
         progress: where to show it.
     """
     shown = progress or Progress()
-    out = storage.absolute_uri(out)
+    out, parsed = storage.absolute_uri(out), parse_source(source)
     if overwrite:
-        _require_apart(absolute_source(source), out)
-    with sources.opened("pack", source, out, shown, overwrite=overwrite, name="source") as (
+        _require_apart(parsed.absolute, out)
+    with sources.opened("pack", parsed, out, shown, overwrite=overwrite, name="source") as (
         manifest,
         held,
     ):
@@ -51,7 +51,7 @@ def run(
                 "manifest": manifest.identity,
                 "config": {"shard_images": shard_images},
             },
-            facts={"command": "pack", "source_uri": absolute_source(source)},
+            facts={"command": "pack", "source_uri": parsed.absolute},
             held=held,
         )
         bulk_run = BulkRun(

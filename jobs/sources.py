@@ -9,15 +9,9 @@ from cropscore_ray.bulk import pipeline, run_folder
 from cropscore_ray.bulk.parts import BulkRun
 from cropscore_ray.bulk.workers import WorkerConfig
 from cropscore_ray.datasets.listing import GrowingManifest, Lister, growing_manifest
-from cropscore_ray.datasets.manifest import (
-    StoredManifest,
-    delete_manifest,
-    is_manifest,
-    open_manifest,
-)
-from cropscore_ray.datasets.readers.folder import require_folder
-from cropscore_ray.datasets.sources import absolute_source
-from cropscore_ray.datasets.uri_list import STDIN, write_list
+from cropscore_ray.datasets.manifest import StoredManifest, delete_manifest, open_manifest
+from cropscore_ray.datasets.sources import Source
+from cropscore_ray.datasets.uri_list import write_list
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import index
 from cropscore_ray.progress import Progress
@@ -28,7 +22,7 @@ from cropscore_ray.storage.lock import Held
 @contextmanager
 def opened(
     command: str,
-    source: str,
+    source: Source,
     run_uri: str,
     shown: Progress,
     *,
@@ -49,7 +43,7 @@ def opened(
 
 
 def open_source(
-    source: str,
+    source: Source,
     run_uri: str,
     shown: Progress,
     *,
@@ -61,17 +55,17 @@ def open_source(
 
     Unless the source is a manifest, it is in RUN/NAME.
     """
-    if not is_folder_source(source):
+    if not source.is_folder():
         where = manifest_of(source, run_uri, shown, overwrite=overwrite, name=name)
         return open_manifest(where, split)
     if split is not None:
         raise ConfigError(f"{source} is a folder and has no split {split!r}")
     begun = _has_begun(run_uri) and not overwrite
-    return growing_manifest(storage.absolute_uri(source), storage.join(run_uri, name), begun=begun)
+    return growing_manifest(source.location_uri, storage.join(run_uri, name), begun=begun)
 
 
 def _has_begun(run_uri: str) -> bool:
-    """Tell whether a run goes on; a manifest without its run was left by a start that failed."""
+    """Return whether a run goes on; a manifest without its run was left by a start that failed."""
     return run_folder.read_record(run_uri) is not None
 
 
@@ -106,34 +100,15 @@ def work(
         pipeline.run_parts(run, link, count, workers=workers, progress=show)
 
 
-def is_folder_source(source: str) -> bool:
-    """Tell whether a source is a folder of images, which is listed while work goes on.
-
-    StorageError or DataError if it is none but looks like one.
-    """
-    uri = storage.absolute_uri(source)
-    if absolute_source(source) != uri or _is_manifest(source):
-        return False
-    require_folder(uri)
-    return True
-
-
-def _is_manifest(source: str) -> bool:
-    if ":" in source.split("://")[0]:
-        return False
-    plain = storage.absolute_uri(source)
-    return storage.exists(plain) and is_manifest(plain)
-
-
 def manifest_of(
-    source: str, run_uri: str, shown: Progress, *, overwrite: bool, name: str = "manifest"
+    source: Source, run_uri: str, shown: Progress, *, overwrite: bool, name: str = "manifest"
 ) -> str:
     """Return where a run's manifest is: the source, or else RUN/NAME, indexed once a run."""
-    if _is_manifest(source):
-        return storage.absolute_uri(source)
+    if source.is_manifest():
+        return source.location_uri
     inside = storage.join(run_uri, name)
     begun = _has_begun(run_uri) and not overwrite
-    if begun and source == STDIN:
+    if begun and source.is_list:
         write_list(sys.stdin.buffer, inside, begun=True)  # compared with what is there
         return inside
     if not (begun and index.require_source(source, inside)):

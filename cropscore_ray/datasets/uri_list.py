@@ -11,9 +11,6 @@ from cropscore_ray import schema, storage
 from cropscore_ray.datasets.manifest import CHUNK_IMAGES, chunk_uri, delete_manifest
 from cropscore_ray.errors import DataError, RunConflictError
 
-STDIN = "-"
-"""The source that is the list on standard input."""
-
 
 def write_list(
     lines: Iterable[bytes],

@@ -15,6 +15,7 @@ from cropscore_ray.bulk import run_folder
 from cropscore_ray.datasets import listing, uri_list
 from cropscore_ray.datasets.listing import GrowingManifest, Lister, growing_manifest
 from cropscore_ray.datasets.manifest import open_manifest, read_manifest
+from cropscore_ray.datasets.sources import parse_source
 from cropscore_ray.errors import DataError, RunConflictError, StorageError
 from cropscore_ray.jobs import sources
 from cropscore_ray.progress import Progress
@@ -256,14 +257,14 @@ def test_a_folder_is_not_listed_to_see_that_it_is_no_manifest(
 
     monkeypatch.setattr(storage, "list_files", never)
     monkeypatch.setattr(storage, "iter_files", never)
-    assert sources.is_folder_source(str(folder))
+    assert parse_source(str(folder)).is_folder()
 
 
 def test_a_folder_whose_run_lies_inside_is_no_manifest(folder: Path) -> None:
     inside = growing_manifest(str(folder), str(folder / "run" / "manifest"), begun=False)
     list_to_the_end(inside)
-    assert sources.is_folder_source(str(folder))
-    assert not sources.is_folder_source(inside.uri)
+    assert parse_source(str(folder)).is_folder()
+    assert not parse_source(inside.uri).is_folder()
 
 
 def test_the_folder_that_a_run_lies_in_is_no_class(folder: Path) -> None:
@@ -353,13 +354,13 @@ def test_a_folder_that_is_gone_leaves_the_others_their_classes(
 def test_chunks_of_no_run_are_not_gone_on_with(folder: Path, tmp_path: Path) -> None:
     run, shown = str(tmp_path / "run"), Progress(io.StringIO())
     uri_list.write_list([b"/elsewhere/0.jpg"], f"{run}/manifest", begun=False)
-    manifest = sources.open_source(str(folder), run, shown, overwrite=False)
+    manifest = sources.open_source(parse_source(str(folder)), run, shown, overwrite=False)
     assert isinstance(manifest, GrowingManifest)
     sources.make_room(manifest, Held(folder_uri=run), overwrite=False)
     run_folder.open_run(run, table="predictions", identity={}, facts={})
     list_to_the_end(manifest)
     assert names(manifest) == ["a-b/1.jpg", "a/1.jpg", "a/2.png", "b/x/deep.JPEG", "top.jpg"]
-    again = sources.open_source(str(folder), run, shown, overwrite=False)
+    again = sources.open_source(parse_source(str(folder)), run, shown, overwrite=False)
     assert again == manifest
     sources.make_room(again, Held(folder_uri=run), overwrite=False)
     assert manifest.num_images == 5

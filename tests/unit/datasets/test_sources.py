@@ -11,7 +11,7 @@ from PIL import Image
 from cropscore_ray.datasets.files import image_sizes, read_all
 from cropscore_ray.datasets.manifest import read_manifest
 from cropscore_ray.datasets.problems import Finding
-from cropscore_ray.datasets.sources import FORMS, Index, absolute_source, index_source
+from cropscore_ray.datasets.sources import FORMS, Index, index_source, parse_source
 from cropscore_ray.errors import ConfigError, DataError, RunConflictError, StorageError
 from cropscore_ray.jobs import index as index_job
 
@@ -73,8 +73,20 @@ def test_a_relative_folder_gives_absolute_uris(
     touch(tmp_path, "set/a.jpg")
     monkeypatch.chdir(tmp_path)
     assert rows(index_source("set"))[0]["image_uri"] == f"{tmp_path}/set/a.jpg"
-    assert absolute_source("csv:x/t.csv") == f"csv:{tmp_path}/x/t.csv"
-    assert absolute_source("s3://bucket/set/") == "s3://bucket/set"
+    assert parse_source("csv:x/t.csv").absolute == f"csv:{tmp_path}/x/t.csv"
+    assert parse_source("s3://bucket/set/").absolute == "s3://bucket/set"
+
+
+def test_a_location_in_a_store_makes_a_source_of_another_form_no_folder() -> None:
+    source = parse_source("csv:s3://bucket/set.csv")
+    assert (source.form, source.location_uri) == ("csv", "s3://bucket/set.csv")
+    assert not source.is_folder()
+
+
+def test_a_manifest_is_known_whatever_its_path(tmp_path: Path) -> None:
+    touch(tmp_path, "set/a.jpg")
+    index_job.run(str(tmp_path / "set"), str(tmp_path / "a:b"))
+    assert parse_source(str(tmp_path / "a:b")).is_manifest()
 
 
 @pytest.mark.parametrize("source", ["coco:x", "ilsvrc:", ""])

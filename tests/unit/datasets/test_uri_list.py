@@ -10,6 +10,7 @@ import pytest
 from cropscore_ray.bulk import run_folder
 from cropscore_ray.datasets import uri_list
 from cropscore_ray.datasets.manifest import open_manifest, read_manifest
+from cropscore_ray.datasets.sources import parse_source
 from cropscore_ray.errors import DataError, RunConflictError
 from cropscore_ray.jobs import sources
 from cropscore_ray.progress import Progress
@@ -110,13 +111,13 @@ def test_an_indexed_source_takes_the_place_of_a_list_and_a_list_of_that(
     (tmp_path / "set.csv").write_text("image\na.jpg\n")
     source, run, shown = f"csv:{tmp_path}/set.csv", str(tmp_path / "run"), Progress(io.StringIO())
     type_in(LIST)
-    sources.manifest_of("-", run, shown, overwrite=False)
+    sources.manifest_of(parse_source("-"), run, shown, overwrite=False)
     if run_began:  # else that start failed before it did
         run_folder.open_run(run, table="predictions", identity={"config": 1}, facts={})
-    manifest = sources.manifest_of(source, run, shown, overwrite=run_began)
+    manifest = sources.manifest_of(parse_source(source), run, shown, overwrite=run_began)
     assert open_manifest(manifest).num_images == 1
     type_in(LIST)
-    sources.manifest_of("-", run, shown, overwrite=run_began)
+    sources.manifest_of(parse_source("-"), run, shown, overwrite=run_began)
     assert open_manifest(manifest).num_images == 3
 
 
@@ -125,14 +126,14 @@ def test_a_run_takes_the_list_from_standard_input_and_then_compares_it(
 ) -> None:
     run, shown = str(tmp_path / "run"), Progress(io.StringIO())
     type_in(LIST)
-    manifest = sources.manifest_of("-", run, shown, overwrite=False)
+    manifest = sources.manifest_of(parse_source("-"), run, shown, overwrite=False)
     assert read_manifest(manifest).table["image_uri"].to_pylist() == URIS
     run_folder.open_run(run, table="predictions", identity={"config": 1}, facts={})
     type_in(LIST)
-    assert sources.manifest_of("-", run, shown, overwrite=False) == manifest
+    assert sources.manifest_of(parse_source("-"), run, shown, overwrite=False) == manifest
     type_in(LIST[:2])
     with pytest.raises(RunConflictError):
-        sources.manifest_of("-", run, shown, overwrite=False)
+        sources.manifest_of(parse_source("-"), run, shown, overwrite=False)
     type_in(LIST[:2])
-    sources.manifest_of("-", run, shown, overwrite=True)
+    sources.manifest_of(parse_source("-"), run, shown, overwrite=True)
     assert open_manifest(manifest).num_images == 2
