@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cropscore_ray.bench.measuring import Measured
-from cropscore_ray.clusters import session
+from cropscore_ray.clusters import resources, session
 from cropscore_ray.config.sections import ClassifierConfig, NetworkConfig, PreprocessConfig
 from cropscore_ray.datasets.drawn import CLASS_NAMES, draw_image
 from cropscore_ray.errors import ConfigError
@@ -110,7 +110,7 @@ def on_gpu() -> bool:
         ConfigError: the cluster has several nodes, which cannot all read the images.
     """
     session.connect()
-    if (num_nodes := session.num_nodes()) > 1:
+    if (num_nodes := resources.num_nodes()) > 1:
         raise ConfigError(
             f"bench training measures one machine, and the cluster has {num_nodes} nodes",
             hint="unset RAY_ADDRESS, or join a cluster of one node",

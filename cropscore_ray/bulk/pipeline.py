@@ -30,8 +30,8 @@ from cropscore_ray.bulk.run_progress import Tally
 from cropscore_ray.bulk.score_actor import CALLS_AT_ONCE, Scoring, StageActor
 from cropscore_ray.bulk.telemetry import RunTelemetry
 from cropscore_ray.bulk.workers import Pool, WorkerConfig, pool
-from cropscore_ray.clusters import session
-from cropscore_ray.clusters.session import Handle
+from cropscore_ray.clusters import events, session
+from cropscore_ray.clusters.events import Handle
 from cropscore_ray.errors import CropscoreError, StorageError
 from cropscore_ray.progress import Snapshot
 
@@ -117,7 +117,7 @@ def run_parts(
                 _do_parts(run, link, done, num_left, workers or WorkerConfig(), tally)
         except RayError as error:
             raise CropscoreError(
-                f"{run.command} into {run.folder.uri} failed: {session.innermost(error)}",
+                f"{run.command} into {run.folder.uri} failed: {events.innermost(error)}",
                 hint="what is written stays; the same command goes on from there",
             ) from error
         beside.join()
@@ -135,7 +135,7 @@ def _do_parts(
 ) -> None:
     session.connect()
     tally.shows.append(RunTelemetry(run.folder.uri).show)
-    with session.events(tally.worked, tally.tick) as queue, warnings.catch_warnings():
+    with events.queue(tally.worked, tally.tick) as queue, warnings.catch_warnings():
         # Ray says so where a folder, whose size nobody knows yet, is a single part.
         warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
         todo = Todo(run=run, done=done, num_left=num_left, pool=pool(workers), queue=queue)

@@ -17,8 +17,8 @@ from cropscore_ray.bulk.parts import Group, Row, from_row, images_by_status, sum
 from cropscore_ray.bulk.run_folder import RunFolder
 from cropscore_ray.bulk.telemetry import WorkerTelemetry
 from cropscore_ray.bulk.workers import Pool
-from cropscore_ray.clusters import session
-from cropscore_ray.clusters.session import Handle
+from cropscore_ray.clusters import events
+from cropscore_ray.clusters.events import Handle
 from cropscore_ray.config.sections import LocalizeConfig
 from cropscore_ray.errors import ImageError
 from cropscore_ray.models.bundle import Bundle, load_bundle
@@ -104,11 +104,11 @@ class StageActor:
         for row in rows:
             index = row["class_index"]
             row["class_index"] = None if index is None else self.class_map[index]
-        attempt: Attempt = session.ask(self.attempts.begin, number)
+        attempt: Attempt = events.ask(self.attempts.begin, number)
         found = None if attempt.one_by_one else self._together(rows, attempt)
         if found is None:
             found = list(self._counted(self._one_by_one(number, rows, attempt), len(rows)))
-        session.ask(self.attempts.end, number)
+        events.ask(self.attempts.end, number)
         table = schema.rows_to_table(found, self.stage.schema)
         self._tell(0, busy=True)
         return table
@@ -130,9 +130,9 @@ class StageActor:
         """Yield each image's rows, after telling that it is next: it may be the last thing told."""
         for some, fetched in self._groups(rows, attempt):
             for row, one in zip(some, fetched, strict=True):
-                session.ask(self.attempts.at, number, row["image_id"])
+                events.ask(self.attempts.at, number, row["image_id"])
                 yield from self.stage.by_image([row], [one])
-            session.ask(self.attempts.at, number, None)  # while the next group is waited for
+            events.ask(self.attempts.at, number, None)  # while the next group is waited for
 
     def _groups(self, rows: list[Row], attempt: Attempt) -> Iterator[Group]:
         """Yield rows and their images, but for images at which processes died."""

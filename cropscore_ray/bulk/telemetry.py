@@ -8,8 +8,8 @@ from ray._private.thirdparty import pynvml
 from ray.util.metrics import Counter, Gauge
 
 from cropscore_ray.bulk.run_progress import Work
-from cropscore_ray.clusters import session
-from cropscore_ray.clusters.session import Handle
+from cropscore_ray.clusters import events
+from cropscore_ray.clusters.events import Handle
 from cropscore_ray.progress import Snapshot
 
 
@@ -32,7 +32,7 @@ class WorkerTelemetry:
     def __init__(self, queue: Handle, run: str, gpu_uuid: str | None = None) -> None:
         self._queue = queue
         self._gpu_uuid = gpu_uuid
-        self._worker = session.worker_id()
+        self._worker = events.worker_id()
         self._tags = {"run": run}
         self._images = Counter("cropscore_images", "Images done.", ("run", "status"))
         self._busy = Counter("cropscore_busy_seconds", "Time of work on images.", ("run",))
@@ -47,7 +47,7 @@ class WorkerTelemetry:
             idle_s=idle_s,
             gpu_use=gpu_use(self._gpu_uuid) if self._gpu_uuid else None,
         )
-        session.tell(self._queue, work)
+        events.tell(self._queue, work)
         for counter, seconds in ((self._busy, busy_s), (self._idle, idle_s)):
             if seconds > 0:  # Ray counts nothing else
                 counter.inc(seconds, self._tags)

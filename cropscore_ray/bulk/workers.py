@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from cropscore_ray.clusters import session
+from cropscore_ray.clusters import resources
 from cropscore_ray.config import rules
 from cropscore_ray.errors import ConfigError
 
@@ -69,10 +69,10 @@ def pool(workers: WorkerConfig) -> Pool:
     """
     per_gpu = workers.gpus_per_worker
     if per_gpu is None:
-        per_gpu = float(session.takes_gpus(1, "--gpus-per-worker 1"))
-    per_cpu = 0.0 if per_gpu else _SHARE * min(session.cpus_by_node(), default=1.0)
+        per_gpu = float(resources.takes_gpus(1, "--gpus-per-worker 1"))
+    per_cpu = 0.0 if per_gpu else _SHARE * min(resources.cpus_by_node(), default=1.0)
     room = _room(per_gpu, per_cpu)
-    if not session.is_joined() and room < (workers.num_workers or 1):
+    if not resources.is_joined() and room < (workers.num_workers or 1):
         kind = f"of {per_gpu:g} GPUs" if per_gpu else "without a GPU"
         raise ConfigError(
             f"this machine has room for {room} workers {kind}, not {workers.num_workers or 1}",
@@ -80,7 +80,7 @@ def pool(workers: WorkerConfig) -> Pool:
         )
     return Pool(
         num_now=workers.num_workers or max(1, room),
-        most=workers.num_workers or (None if session.is_joined() else room),
+        most=workers.num_workers or (None if resources.is_joined() else room),
         num_gpus=per_gpu,
         num_cpus=per_cpu,
     )
@@ -89,5 +89,5 @@ def pool(workers: WorkerConfig) -> Pool:
 def _room(num_gpus: float, num_cpus: float) -> int:
     """Return how many workers the nodes have room for now."""
     if num_gpus:
-        return sum(int(found) for found in session.gpus_by_node()) * math.floor(1 / num_gpus + 1e-9)
-    return sum(math.floor(found / num_cpus) for found in session.cpus_by_node())
+        return sum(map(int, resources.gpus_by_node())) * math.floor(1 / num_gpus + 1e-9)
+    return sum(math.floor(cpus / num_cpus) for cpus in resources.cpus_by_node())

@@ -29,7 +29,7 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from cropscore_ray import storage
-from cropscore_ray.clusters import session
+from cropscore_ray.clusters import events, resources, session
 from cropscore_ray.errors import CropscoreError, StorageError
 from cropscore_ray.training.loop import Worker
 from cropscore_ray.training.ray_worker import worker_loop
@@ -75,7 +75,7 @@ def fit(
         storage_uri: a folder that all nodes can write.
         num_workers: processes.
         min_workers: the fewest to go on with while nodes are missing; None: num_workers.
-        use_gpu: one GPU each; None: see `session.takes_gpus`.
+        use_gpu: one GPU each; None: see `resources.takes_gpus`.
         checkpoint_steps: steps between checkpoints besides those at the ends of epochs.
         may_write: called in rank 0 before each checkpoint; raises if there must be none.
         progress: called in this process as steps are taken.
@@ -99,7 +99,7 @@ def fit(
         worker_runtime_env={"env_vars": {} if scaling.use_gpu else _KEEP_PAGES},
     )
     ear = _Ear(progress or _ignore, name, min_workers or num_workers, scaling.use_gpu)
-    with session.events(ear.hear, ear.hear_nothing) as queue:
+    with events.queue(ear.hear, ear.hear_nothing) as queue:
         loop_config = {
             "training": training,
             "queue": queue,
@@ -133,7 +133,7 @@ class _Ear:
         if time.monotonic() - self._since_s < _SILENCE_S:
             return
         self._since_s = time.monotonic()
-        up = int(sum(session.gpus_by_node() if self._on_gpu else session.cpus_by_node()))
+        up = int(sum(resources.gpus_by_node() if self._on_gpu else resources.cpus_by_node()))
         if up < self._fewest:
             kind = "GPU" if self._on_gpu else "CPU"
             logger.warning(
@@ -147,8 +147,8 @@ def scaling_config(
 ) -> ScalingConfig:
     """Return what to ask Ray for; the arguments are those of `fit`."""
     fewest = min_workers or num_workers
-    on_gpu = session.takes_gpus(fewest, "--set use_gpu=true") if use_gpu is None else use_gpu
-    session.check_workers(fewest, on_gpu)
+    on_gpu = resources.takes_gpus(fewest, "--set use_gpu=true") if use_gpu is None else use_gpu
+    resources.check_workers(fewest, on_gpu)
     return ScalingConfig(
         num_workers=num_workers if fewest == num_workers else (fewest, num_workers),
         use_gpu=on_gpu,
@@ -167,7 +167,7 @@ def _run_to_the_end(make_trainer: Callable[[], TorchTrainer], name: str, storage
                 return _unpack(make_trainer().fit().return_value)
         except RayError as error:  # with the node of this process goes that of the controller
             raise CropscoreError(
-                f"training {name} was lost: {session.innermost(error)}",
+                f"training {name} was lost: {events.innermost(error)}",
                 hint="start the same command again to go on from its last checkpoint",
             ) from error
         except ray.train.TrainingFailedError as error:
@@ -175,7 +175,7 @@ def _run_to_the_end(make_trainer: Callable[[], TorchTrainer], name: str, storage
             if not _would_come_again(own) and find() != before:
                 continue  # these failures were not all at one place
             raise own or CropscoreError(
-                f"training {name} failed: {session.innermost(error)}",
+                f"training {name} failed: {events.innermost(error)}",
                 hint="start the same command again to go on from its last checkpoint",
             ) from error
 

@@ -13,7 +13,7 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device, prepare_model
 
-from cropscore_ray.clusters import session
+from cropscore_ray.clusters import events, resources
 from cropscore_ray.training.loop import State, Worker
 
 _STATE_FILE = "state.pt"
@@ -24,10 +24,10 @@ _PROGRESS_S = 0.3
 def worker_loop(loop_config: dict[str, Any]) -> Any:
     """Run a training in this worker; return rank 0's result as bytes (`cluster.fit`)."""
     context = ray.train.get_context()
-    queue: session.Handle = loop_config["queue"]
+    queue: events.Handle = loop_config["queue"]
     rank = context.get_world_rank()
     on_cpu = get_device().type == "cpu"
-    num_cores = cores_of_worker(session.cpus_here(), context.get_local_world_size())
+    num_cores = cores_of_worker(resources.cpus_here(), context.get_local_world_size())
     if on_cpu:  # Ray sets one thread for each CPU asked for
         torch.set_num_threads(num_cores)
     last_s = 0.0
@@ -36,7 +36,7 @@ def worker_loop(loop_config: dict[str, Any]) -> Any:
         nonlocal last_s
         if rank == 0 and (done == total or time.monotonic() - last_s > _PROGRESS_S):
             last_s = time.monotonic()
-            session.tell(queue, name, done, total, detail())
+            events.tell(queue, name, done, total, detail())
 
     worker = Worker(
         rank=rank,

@@ -23,7 +23,7 @@ from cropscore_ray.bulk.parts import BulkRun, fetch_part, plan_parts
 from cropscore_ray.bulk.run_progress import Tally
 from cropscore_ray.bulk.score_actor import StageActor
 from cropscore_ray.bulk.workers import _SHARE, Pool
-from cropscore_ray.clusters import session
+from cropscore_ray.clusters import events
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def without_ray(num_cpus: int = 4) -> Iterator[None]:
 def _patch(patch: pytest.MonkeyPatch, num_cpus: int) -> None:
     silent = SimpleNamespace(worked=lambda *_, **__: None, did=lambda *_: None)
     patch.setattr(score_actor, "WorkerTelemetry", lambda *_: silent)
-    patch.setattr(session, "ask", lambda method, *arguments: method(*arguments))
+    patch.setattr(events, "ask", lambda method, *arguments: method(*arguments))
     pool = Pool(num_now=1, most=1, num_gpus=0, num_cpus=_SHARE * num_cpus)
     patch.setattr(pipeline, "_do_parts", partial(_do_parts, pool))
 

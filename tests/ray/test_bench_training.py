@@ -11,7 +11,7 @@ import torch
 
 from cropscore_ray import storage
 from cropscore_ray.bench import training as training_bench
-from cropscore_ray.clusters import session
+from cropscore_ray.clusters import resources, session
 from cropscore_ray.errors import ConfigError
 from cropscore_ray.jobs import bench
 from cropscore_ray.training import on_ray
@@ -35,7 +35,7 @@ def test_rates_are_those_of_their_epochs() -> None:
 
 def test_images_of_one_machine_are_not_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "connect", lambda: None)
-    monkeypatch.setattr(session, "num_nodes", lambda: 2)
+    monkeypatch.setattr(resources, "num_nodes", lambda: 2)
     with pytest.raises(ConfigError, match="one machine, and the cluster has 2 nodes"):
         training_bench.on_gpu()
 

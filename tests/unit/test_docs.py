@@ -13,6 +13,7 @@ from cropscore_ray import schema
 from cropscore_ray.bulk import run_folder
 from cropscore_ray.cli import main
 from cropscore_ray.datasets.manifest import Manifest
+from cropscore_ray.datasets.sources import parse_source
 from cropscore_ray.evaluation.metrics import evaluate
 from cropscore_ray.jobs import bench, recipes
 
@@ -153,7 +154,7 @@ def test_design_describes_the_keys_of_a_bundle_and_what_a_run_takes_from_it(
     model = str(tmp_path / "model")
     bundle = Bundle(uri=model, config=recipes.smoke(), classes=[], parts={}, baselines={})
     save_bundle(bundle)
-    facts = localize._facts("localize", bundle, "photos", "m", None, LocalizeConfig())
+    facts = localize._facts("localize", bundle, parse_source("photos"), "m", None, LocalizeConfig())
     described = page("docs/design.md")
 
     in_model_json = json.loads((tmp_path / "model/model.json").read_text())

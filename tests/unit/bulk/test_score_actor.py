@@ -17,7 +17,7 @@ from cropscore_ray.bulk.parts import Row, as_row
 from cropscore_ray.bulk.score_actor import Scoring, StageActor
 from cropscore_ray.bulk.telemetry import WorkerTelemetry
 from cropscore_ray.bulk.workers import Pool
-from cropscore_ray.clusters import session
+from cropscore_ray.clusters import events
 from cropscore_ray.config.sections import LocalizeConfig
 from cropscore_ray.images.fetch import Fetched
 
@@ -94,8 +94,8 @@ def test_a_worker_tells_of_its_own_gpu(
     told: list[Any] = []
     monkeypatch.setattr(telemetry, "pynvml", Nvml())
     monkeypatch.setattr(telemetry, "Counter", lambda *_: SimpleNamespace(inc=lambda *_: None))
-    monkeypatch.setattr(session, "worker_id", lambda: "a")
-    monkeypatch.setattr(session, "tell", lambda queue, work: told.append(work.gpu_use))
+    monkeypatch.setattr(events, "worker_id", lambda: "a")
+    monkeypatch.setattr(events, "tell", lambda queue, work: told.append(work.gpu_use))
     WorkerTelemetry(None, "run", uuid).worked(3, busy_s=1, idle_s=0)
     assert told == [use]
 
@@ -161,7 +161,7 @@ def three_images() -> list[Row]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run_folder.RunFolder:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    monkeypatch.setattr(session, "ask", lambda method, *arguments: method(*arguments))
+    monkeypatch.setattr(events, "ask", lambda method, *arguments: method(*arguments))
     monkeypatch.setattr(
         score_actor,
         "WorkerTelemetry",

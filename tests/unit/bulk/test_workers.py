@@ -3,17 +3,17 @@
 import pytest
 
 from cropscore_ray.bulk.workers import Pool, WorkerConfig, pool
-from cropscore_ray.clusters import session
+from cropscore_ray.clusters import resources
 from cropscore_ray.errors import ConfigError
 
 
 @pytest.fixture
 def cluster(monkeypatch):
     def make(*, gpus=(), cpus=(4,), joined=True, in_reach=False):
-        monkeypatch.setattr(session, "gpus_by_node", lambda: list(gpus))
-        monkeypatch.setattr(session, "cpus_by_node", lambda: list(cpus))
-        monkeypatch.setattr(session, "is_joined", lambda: joined)
-        monkeypatch.setattr(session, "gpus_in_reach", lambda: bool(gpus) or in_reach)
+        monkeypatch.setattr(resources, "gpus_by_node", lambda: list(gpus))
+        monkeypatch.setattr(resources, "cpus_by_node", lambda: list(cpus))
+        monkeypatch.setattr(resources, "is_joined", lambda: joined)
+        monkeypatch.setattr(resources, "gpus_in_reach", lambda: bool(gpus) or in_reach)
 
     return make
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cropscore_ray.clusters import session
+from cropscore_ray.clusters import events
 
 DIRECT = "\n\nThe above exception was the direct cause of the following exception:\n\n"
 RAYS = (
@@ -33,4 +33,4 @@ RAYS = (
     ids=["cropscore's", "another's", "Ray's", "none"],
 )
 def test_the_line_that_helps_is_said(text: str, said: str) -> None:
-    assert session.innermost(Exception(text)) == said
+    assert events.innermost(Exception(text)) == said

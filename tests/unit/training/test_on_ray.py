@@ -13,7 +13,7 @@ from ray.exceptions import ActorDiedError
 from ray.train import TrainingFailedError, WorkerGroupError
 
 from cropscore_ray import storage
-from cropscore_ray.clusters import session
+from cropscore_ray.clusters import resources
 from cropscore_ray.errors import ConfigError, CropscoreError, DataError, StorageError
 from cropscore_ray.training import on_ray, ray_worker
 from cropscore_ray.training.on_ray import _Ear, _last_checkpoint, _run_to_the_end, scaling_config
@@ -24,9 +24,9 @@ from cropscore_ray.training.ray_worker import _Checkpoints, cores_of_worker
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def make(*, gpus: int, joined: bool = True, in_reach: bool = False) -> None:
         found = {"CPU": [8.0], "GPU": [1.0] * gpus}
-        monkeypatch.setattr(session, "_by_node", lambda kind: found[kind])
-        monkeypatch.setattr(session, "is_joined", lambda: joined)
-        monkeypatch.setattr(session, "gpus_in_reach", lambda: gpus > 0 or in_reach)
+        monkeypatch.setattr(resources, "_by_node", lambda kind: found[kind])
+        monkeypatch.setattr(resources, "is_joined", lambda: joined)
+        monkeypatch.setattr(resources, "gpus_in_reach", lambda: gpus > 0 or in_reach)
 
     return make
 
