@@ -95,14 +95,14 @@ class ImageClass:
 
 def with_classes(schema: pa.Schema, classes: list[ImageClass]) -> pa.Schema:
     """Return the schema with the list of classes in its metadata."""
-    text = json.dumps([asdict(one) for one in classes], ensure_ascii=False)
+    text = json.dumps([asdict(known) for known in classes], ensure_ascii=False)
     return schema.with_metadata({**(schema.metadata or {}), CLASSES_KEY: text.encode()})
 
 
 def read_classes(schema: pa.Schema) -> list[ImageClass]:
     """Return the classes that `with_classes` wrote; an empty list where there are none."""
     text = (schema.metadata or {}).get(CLASSES_KEY, b"[]")
-    return [ImageClass(id=one["id"], name=one["name"]) for one in json.loads(text)]
+    return [ImageClass(id=known["id"], name=known["name"]) for known in json.loads(text)]
 
 
 def check_table(schema: pa.Schema, expected: pa.Schema, where: str) -> None:
@@ -116,9 +116,9 @@ def check_table(schema: pa.Schema, expected: pa.Schema, where: str) -> None:
         )
     for field in expected:
         at = schema.get_field_index(field.name)
-        found = schema.field(at).type if at >= 0 else None
-        if found != field.type:
-            raise DataError(f"{where}: column {field.name!r} is {found}, not {field.type}")
+        kind = schema.field(at).type if at >= 0 else None
+        if kind != field.type:
+            raise DataError(f"{where}: column {field.name!r} is {kind}, not {field.type}")
 
 
 def rows_to_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -70,7 +70,7 @@ def pool(workers: WorkerConfig) -> Pool:
     per_gpu = workers.gpus_per_worker
     if per_gpu is None:
         per_gpu = float(resources.takes_gpus(1, "--gpus-per-worker 1"))
-    per_cpu = 0.0 if per_gpu else _SHARE * min(resources.cpus_by_node(), default=1.0)
+    per_cpu = 0.0 if per_gpu else _SHARE * min(resources.by_node("CPU"), default=1.0)
     room = _room(per_gpu, per_cpu)
     if not resources.is_joined() and room < (workers.num_workers or 1):
         kind = f"of {per_gpu:g} GPUs" if per_gpu else "without a GPU"
@@ -89,5 +89,5 @@ def pool(workers: WorkerConfig) -> Pool:
 def _room(num_gpus: float, num_cpus: float) -> int:
     """Return how many workers the nodes have room for now."""
     if num_gpus:
-        return sum(map(int, resources.gpus_by_node())) * math.floor(1 / num_gpus + 1e-9)
-    return sum(math.floor(cpus / num_cpus) for cpus in resources.cpus_by_node())
+        return sum(map(int, resources.by_node("GPU"))) * math.floor(1 / num_gpus + 1e-9)
+    return sum(math.floor(cpus / num_cpus) for cpus in resources.by_node("CPU"))

@@ -26,10 +26,10 @@ def read() -> dict[str, Any]:
     if not file().exists():
         return {"current": None, "clusters": {}}
     try:
-        found: dict[str, Any] = json.loads(file().read_text())
+        known: dict[str, Any] = json.loads(file().read_text())
     except ValueError as error:
         raise ConfigError(f"{file()} is not JSON: {error}", hint="mend it, or delete it") from error
-    return found
+    return known
 
 
 def use(name: str, address: str | None = None, token: Path | None = None) -> str:
@@ -43,22 +43,22 @@ def use(name: str, address: str | None = None, token: Path | None = None) -> str
     Raises:
         ConfigError: nobody has said yet where it is.
     """
-    found = read()
+    known = read()
     if address is not None:
-        found["clusters"][name] = url(address)
-        tokens = found.setdefault("tokens", {})
+        known["clusters"][name] = url(address)
+        tokens = known.setdefault("tokens", {})
         tokens.pop(name, None)
         if token is not None:
             tokens[name] = str(token)
-    if name not in found["clusters"]:
+    if name not in known["clusters"]:
         raise ConfigError(
             f"there is no cluster {name!r}",
-            hint=f"give its --address; known are {', '.join(found['clusters']) or 'none'}",
+            hint=f"give its --address; known are {', '.join(known['clusters']) or 'none'}",
         )
-    found["current"] = name
+    known["current"] = name
     file().parent.mkdir(parents=True, exist_ok=True)
-    file().write_text(json.dumps(found, indent=2) + "\n")
-    return str(found["clusters"][name])
+    file().write_text(json.dumps(known, indent=2) + "\n")
+    return str(known["clusters"][name])
 
 
 def address(given: str | None) -> str:

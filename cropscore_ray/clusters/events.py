@@ -80,7 +80,7 @@ def tell(told: Handle, *event: Any) -> None:
 
 
 def worker_id() -> str:
-    """Return what tells this process from Ray's other workers."""
+    """Return an id that no other worker of Ray has."""
     return str(ray.get_runtime_context().get_worker_id())
 
 

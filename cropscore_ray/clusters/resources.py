@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 def check_workers(num_workers: int, on_gpu: bool) -> None:
     """Raise ConfigError if this machine alone can never start so many workers."""
     kind = "GPU" if on_gpu else "CPU"
-    num_here = int(sum(_by_node(kind)))
+    num_here = int(sum(by_node(kind)))
     if not is_joined() and num_workers > num_here:
         raise ConfigError(
             f"num_workers is {num_workers}, but this machine has {num_here} {kind}s for Ray",
@@ -30,14 +30,10 @@ def is_joined() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def gpus_by_node() -> list[float]:
-    """Return the GPUs of each node that is alive and has any."""
-    return _by_node("GPU")
-
-
-def cpus_by_node() -> list[float]:
-    """Return the CPUs of each node that is alive and has any for work."""
-    return _by_node("CPU")
+def by_node(kind: str) -> list[float]:
+    """Return how many of a kind, GPU or CPU, each node has that is alive and has any for work."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node[kind] for node in nodes if node.get(kind)]
 
 
 def cpus_here() -> float:
@@ -52,11 +48,6 @@ def num_nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
-def _by_node(kind: str) -> list[float]:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [node[kind] for node in nodes if node.get(kind)]
-
-
 def gpus_in_reach() -> bool:
     """Return whether the connected cluster has GPUs, or says that it can get some.
 
@@ -64,7 +55,7 @@ def gpus_in_reach() -> bool:
     """
     # Ray has no public way to ask an autoscaler what it could bring; its own trainer asks so.
     reach = ray_state.get_max_resources_from_cluster_config() or {}
-    return bool(gpus_by_node() or reach.get("GPU"))
+    return bool(by_node("GPU") or reach.get("GPU"))
 
 
 def takes_gpus(num_workers: int, setting: str) -> bool:
@@ -73,7 +64,7 @@ def takes_gpus(num_workers: int, setting: str) -> bool:
     On this machine alone, if it has enough of them. On a cluster, if one is up or the cluster says
     that it can get some; else the user is told of the setting that waits for GPUs all the same.
     """
-    num_up = int(sum(gpus_by_node()))
+    num_up = int(sum(by_node("GPU")))
     if not is_joined():
         return num_up >= num_workers
     if not gpus_in_reach():

@@ -48,7 +48,7 @@ _QUIET_S = 30.0
 
 
 def is_loopback(address: str) -> bool:
-    """Tell whether an address is of this machine."""
+    """Return whether an address is of this machine."""
     return urlsplit(address).hostname in LOOPBACK
 
 
@@ -148,23 +148,23 @@ class Cluster:
         return True
 
     def find(self, job_id: str) -> JobDetails | None:
-        """Return a job, or None if there is no such one."""
+        """Return a job, or None if there is none of this id."""
         return next((job for job in self.jobs() if job.submission_id == job_id), None)
 
     def jobs(self) -> list[JobDetails]:
         """Return the jobs that were submitted, the latest first."""
         with _explained(self.address):
-            found = [job for job in self._client.list_jobs() if job.submission_id]
-        return sorted(found, key=lambda job: job.start_time or 0, reverse=True)
+            jobs = [job for job in self._client.list_jobs() if job.submission_id]
+        return sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)
 
     def get(self, job_id: str) -> JobDetails:
-        """Return a job; ClusterError if there is no such one."""
-        found = self.find(job_id)
-        if found is None:
+        """Return a job; ClusterError if there is none of this id."""
+        job = self.find(job_id)
+        if job is None:
             raise ClusterError(
                 f"{self.address} has no job {job_id}", hint="cropscore jobs list shows them"
             )
-        return found
+        return job
 
     def logs(self, job_id: str) -> str:
         """Return what a job has printed so far."""
@@ -221,13 +221,13 @@ def environment() -> dict[str, str]:
     Raises:
         ConfigError: one of them holds a credential.
     """
-    found = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     # Ray's own processes write checkpoints too; s3.ask_plainly says why.
-    found.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
-    for name, value in found.items():
+    variables.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
+    for name, value in variables.items():
         if urlsplit(value).password is not None:
             raise ConfigError(f"{name} holds a password, and a job's environment is shown to all")
-    return found
+    return variables
 
 
 def entrypoint(arguments: list[str]) -> str:
@@ -255,7 +255,7 @@ def _copy_package(folder: Path) -> None:
 
 
 def describe(job: JobDetails) -> dict[str, Any]:
-    """Return what people and programs are told of a job."""
+    """Return what people and programs are shown of a job."""
     return {
         "id": job.submission_id,
         "status": job.status.value,

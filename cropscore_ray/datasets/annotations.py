@@ -35,29 +35,27 @@ def read_annotation(uri: str) -> Annotation | str:
 def parse_annotation(data: bytes) -> Annotation:
     """Parse an XML annotation; ElementTree.ParseError, or ValueError for its encoding."""
     root = ElementTree.fromstring(data)
-    objects: list[tuple[str | None, Box]] = []
-    unreadable: list[str] = []
-    for element in root.iterfind("object"):
-        name = element.findtext("name", "").strip()
-        box = parse_box([element.findtext(f"bndbox/{side}", "") for side in SIDES])
-        if box is None:
-            unreadable.append(name)
-        else:
-            objects.append((name or None, half_open(box)))
-    size = parse_size(root.findtext("size/width"), root.findtext("size/height"))
-    return Annotation(objects=objects, size=size, unreadable=unreadable)
+    named = [
+        (element.findtext("name", "").strip(), _sides(element))
+        for element in root.iterfind("object")
+    ]
+    return _annotation(named, parse_size(root.findtext("size/width"), root.findtext("size/height")))
+
+
+def _sides(element: ElementTree.Element) -> list[str]:
+    return [element.findtext(f"bndbox/{side}", "") for side in SIDES]
 
 
 def parse_solution(prediction: str) -> Annotation:
     """Parse Kaggle's `wnid xmin ymin xmax ymax`, repeated for each box."""
     words = prediction.split()
-    objects: list[tuple[str | None, Box]] = []
-    unreadable: list[str] = []
-    for start in range(0, len(words), 5):
-        name, *numbers = words[start : start + 5]
-        box = parse_box(numbers)
-        if box is None:
-            unreadable.append(name)
-        else:
-            objects.append((name, half_open(box)))
-    return Annotation(objects=objects, size=None, unreadable=unreadable)
+    return _annotation([(words[i], words[i + 1 : i + 5]) for i in range(0, len(words), 5)], None)
+
+
+def _annotation(named: list[tuple[str, list[str]]], size: Size | None) -> Annotation:
+    boxes = [(name, parse_box(sides)) for name, sides in named]
+    return Annotation(
+        objects=[(name or None, half_open(box)) for name, box in boxes if box is not None],
+        size=size,
+        unreadable=[name for name, box in boxes if box is None],
+    )

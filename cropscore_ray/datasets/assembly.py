@@ -71,7 +71,7 @@ def _sorted_classes(records: list[ImageRecord]) -> list[ImageClass]:
 def _class_indexes(
     records: list[ImageRecord], classes: list[ImageClass], log: ProblemLog
 ) -> list[int | None]:
-    index_of = {one.id: index for index, one in enumerate(classes)}
+    index_of = {known.id: index for index, known in enumerate(classes)}
     for record in records:
         if record.label is not None and record.label not in index_of:
             log.add("label_without_class", record.image_uri, f"{record.label!r} is not a class")
@@ -82,12 +82,12 @@ def _checked(
     records: list[ImageRecord], border_px: float, log: ProblemLog, progress: ReadProgress | None
 ) -> Iterator[tuple[Size | None, list[Box]]]:
     """Yield each image's size and usable boxes."""
-    found = image_sizes([record.image_uri for record in records if record.boxes], progress)
+    sizes = image_sizes([record.image_uri for record in records if record.boxes], progress)
     for record in records:
         if not record.boxes:
             yield None, []
             continue
-        size = next(found)
+        size = next(sizes)
         if isinstance(size, Finding):
             log.add(size.kind, record.image_uri, size.detail)
         true_size = None if isinstance(size, Finding) else size
@@ -108,7 +108,7 @@ def summarize(
     """Count what a manifest holds."""
     table = manifest.table
     counts = pc.value_counts(table["split"]).to_pylist()
-    splits = {one["values"]: one["counts"] for one in counts if one["values"]}
+    splits = {count["values"]: count["counts"] for count in counts if count["values"]}
     return IndexReport(
         num_images=table.num_rows,
         num_boxed_images=table.num_rows - table["gt_boxes"].null_count,

@@ -29,9 +29,9 @@ def check_boxes(
     for left, top, right, bottom in boxes:
         box = (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
         border = (border_px * scale_x, border_px * scale_y)
-        usable, found = _check_box(box, size, border)
+        usable, finding = _check_box(box, size, border)
         kept += [usable] if usable else []
-        findings += [found] if found else []
+        findings += [finding] if finding else []
     return kept, findings
 
 

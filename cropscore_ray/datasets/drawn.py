@@ -170,8 +170,8 @@ def _object_places(rng: Generator, size: tuple[int, int]) -> list[Box]:
     return [first]
 
 
-def _are_apart(one: Box, other: Box) -> bool:
-    return one[2] < other[0] or other[2] < one[0] or one[3] < other[1] or other[3] < one[1]
+def _are_apart(a: Box, b: Box) -> bool:
+    return a[2] < b[0] or b[2] < a[0] or a[3] < b[1] or b[3] < a[1]
 
 
 def _place(rng: Generator, size: tuple[int, int], fraction: tuple[float, float]) -> Box:

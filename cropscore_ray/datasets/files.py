@@ -110,10 +110,10 @@ def missing_files(uris: Sequence[str]) -> dict[str, Finding]:
     missing: dict[str, Finding] = {}
     for uri in uris:
         folder, name = posixpath.split(uri)
-        found = names[folder]
-        if isinstance(found, Finding):
-            missing[uri] = found
-        elif name not in found:
+        listed = names[folder]
+        if isinstance(listed, Finding):
+            missing[uri] = listed
+        elif name not in listed:
             missing[uri] = Finding("image_without_file", "no file at this URI")
     return missing
 

@@ -29,7 +29,7 @@ from cropscore_ray.storage.lock import Held
 logger = logging.getLogger(__name__)
 
 CHUNK_S = 5.0
-"""A chunk is written when it is full, or so old: work begins with the first images found."""
+"""A chunk is written when it is full, or so old: work begins with the first images listed."""
 _POLL_S = 0.5
 _AGAIN_S = 5.0
 _LEFT_ASIDE = b"left_aside"
@@ -43,7 +43,7 @@ class GrowingManifest:
     uri: str
     folder_uri: str
     classes: list[ImageClass]
-    """The folder's own folders when the run began: an image's class is the one that it lies in."""
+    """The folder's own folders when the run began: an image is of the class of its folder."""
 
     @property
     def num_images(self) -> int | None:
@@ -57,7 +57,7 @@ class GrowingManifest:
         return self.folder_uri
 
     def batches(self, sizes: Iterable[int]) -> Iterator[pa.Table]:
-        """Yield so many rows each time, and in the end what is left, as they are found.
+        """Yield so many rows each time, and in the end what is left, as they are listed.
 
         Raises:
             DataError: the listing failed.
@@ -67,8 +67,8 @@ class GrowingManifest:
     def ended(self) -> dict[str, Any] | None:
         """Return how the listing ended; None while it has not."""
         where = storage.join(self.uri, "listing.json")
-        found: dict[str, Any] | None = storage.read_json(where) if storage.exists(where) else None
-        return found
+        ended: dict[str, Any] | None = storage.read_json(where) if storage.exists(where) else None
+        return ended
 
     def chunk_uri(self, number: int) -> str:
         """Return where a chunk is, or will be."""
@@ -112,8 +112,8 @@ def growing_manifest(folder_uri: str, manifest_uri: str, *, begun: bool) -> Grow
 
 
 @dataclass
-class _Found:
-    """What a listing has found so far."""
+class _Listed:
+    """What a listing has come to so far."""
 
     num_chunks: int = 0
     num_images: int = 0
@@ -141,10 +141,10 @@ class Lister:
         self.has_images = threading.Event()
         """Set when there are the first images, or when it is known that there are none."""
         self.conflict: RunConflictError | None = None
-        """Why it ended without a word in the folder: that is another run's by now."""
+        """Why it wrote no end into the folder: that is another run's by now."""
         self._held = held
-        self._index = {one.id: index for index, one in enumerate(manifest.classes)}
-        self._stopped, self._writes_one = threading.Event(), threading.Lock()
+        self._index = {known.id: index for index, known in enumerate(manifest.classes)}
+        self._stopped, self._writing = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._list, name="lister", daemon=True)
 
     def start(self) -> None:
@@ -159,14 +159,14 @@ class Lister:
 
     def stop(self) -> None:
         """Write nothing from now on; what is just being written is waited for."""
-        with self._writes_one:
+        with self._writing:
             self._stopped.set()
 
     def _list(self) -> None:
-        found = _Found()
+        listed = _Listed()
         try:
-            error = self._write_chunks(found)
-            self._write_end(found, error)
+            error = self._write_chunks(listed)
+            self._write_end(listed, error)
         except _StoppedError:
             pass
         except RunConflictError as conflict:
@@ -174,28 +174,28 @@ class Lister:
         finally:
             self.has_images.set()
 
-    def _write_chunks(self, found: _Found) -> str | None:
-        """Write all that is found; return why the listing broke off, None if it did not."""
+    def _write_chunks(self, listed: _Listed) -> str | None:
+        """Write all images of the folder; return why the listing broke off, None if it did not."""
         try:
-            self._find_before(found)
-            for chunk in self._chunks(found):
-                where = self.manifest.chunk_uri(found.num_chunks)
+            self._read_before(listed)
+            for chunk in self._chunks(listed):
+                where = self.manifest.chunk_uri(listed.num_chunks)
                 self._write(where, partial(storage.write_table, where, chunk))
-                found.num_chunks += 1
+                listed.num_chunks += 1
                 self.has_images.set()
         except (_StoppedError, RunConflictError):
             raise
-        except Exception as failure:  # whatever it is: who waits for images must hear of it
+        except Exception as failure:  # whatever it is: the run waits for images
             error = f"{self.manifest.folder_uri} cannot be listed: {failure}"
             return error.encode(errors="backslashreplace").decode()  # a file's name may be no text
         return None
 
-    def _write_end(self, found: _Found, error: str | None) -> None:
+    def _write_end(self, listed: _Listed, error: str | None) -> None:
         """Write how the listing ended, however long that takes: the run waits for it."""
         record = {
-            "num_images": found.num_images,
-            "num_late": found.num_late,
-            "left_aside": dict(sorted(found.left_aside.items())),
+            "num_images": listed.num_images,
+            "num_late": listed.num_late,
+            "left_aside": dict(sorted(listed.left_aside.items())),
             "error": error,
         }
         where = storage.join(self.manifest.uri, "listing.json")
@@ -210,7 +210,7 @@ class Lister:
         """Write a file, unless the run has ended or lost its folder to another."""
 
         def attempt() -> None:
-            with self._writes_one:
+            with self._writing:
                 if self._stopped.is_set():
                     raise _StoppedError
                 self._held.require()
@@ -218,40 +218,40 @@ class Lister:
 
         storage.persistently(where, attempt)
 
-    def _find_before(self, found: _Found) -> None:
-        """Take in what an earlier start found."""
-        while storage.exists(self.manifest.chunk_uri(found.num_chunks)):
-            rows = storage.read_table(self.manifest.chunk_uri(found.num_chunks))
-            found.num_chunks += 1
-            found.num_images += len(rows)
+    def _read_before(self, listed: _Listed) -> None:
+        """Take in what an earlier start wrote."""
+        while storage.exists(self.manifest.chunk_uri(listed.num_chunks)):
+            rows = storage.read_table(self.manifest.chunk_uri(listed.num_chunks))
+            listed.num_chunks += 1
+            listed.num_images += len(rows)
             without_class = rows.filter(pc.is_null(rows["class_index"]))
-            found.num_late += sum(map(self._is_late, without_class["image_uri"].to_pylist()))
-            found.last_uri = rows["image_uri"][-1].as_py()
-            found.left_aside = Counter(json.loads(rows.schema.metadata[_LEFT_ASIDE]))
+            listed.num_late += sum(map(self._is_late, without_class["image_uri"].to_pylist()))
+            listed.last_uri = rows["image_uri"][-1].as_py()
+            listed.left_aside = Counter(json.loads(rows.schema.metadata[_LEFT_ASIDE]))
             self.has_images.set()
 
-    def _chunks(self, found: _Found) -> Iterator[pa.Table]:
-        """Yield what is found as rows of the manifest, and count it."""
+    def _chunks(self, listed: _Listed) -> Iterator[pa.Table]:
+        """Yield the images as rows of the manifest, and count them."""
         rows: list[dict[str, Any]] = []
         began_s, aside = time.monotonic(), Counter[str]()  # since the last image
-        for uri in storage.iter_files(self.manifest.folder_uri, found.last_uri):
+        for uri in storage.iter_files(self.manifest.folder_uri, listed.last_uri):
             if self._stopped.is_set():
                 raise _StoppedError
             other = other_kind(uri)
             if other is not None:
                 aside[other] += 1
                 continue
-            rows.append(self._row(uri, found.num_images))
-            found.num_images += 1
-            found.num_late += self._is_late(uri)
-            found.left_aside.update(aside)
+            rows.append(self._row(uri, listed.num_images))
+            listed.num_images += 1
+            listed.num_late += self._is_late(uri)
+            listed.left_aside.update(aside)
             aside.clear()
             if len(rows) == CHUNK_IMAGES or time.monotonic() - began_s > CHUNK_S:
-                yield self._table(rows, found.left_aside)
+                yield self._table(rows, listed.left_aside)
                 rows, began_s = [], time.monotonic()
         if rows:
-            yield self._table(rows, found.left_aside)
-        found.left_aside.update(aside)
+            yield self._table(rows, listed.left_aside)
+        listed.left_aside.update(aside)
 
     def _row(self, uri: str, image_id: int) -> dict[str, Any]:
         index = self._index.get(self._folder_of(uri))
@@ -267,7 +267,7 @@ class Lister:
         return first if slash else ""
 
     def _table(self, rows: list[dict[str, Any]], left_aside: Counter[str]) -> pa.Table:
-        """Return a chunk, which also tells what was left aside before its last image."""
+        """Return a chunk, which also holds what was left aside before its last image."""
         full = schema.with_classes(schema.MANIFEST, self.manifest.classes)
-        told = {_LEFT_ASIDE: json.dumps(left_aside).encode()}
-        return schema.rows_to_table(rows, full.with_metadata({**full.metadata, **told}))
+        aside = {_LEFT_ASIDE: json.dumps(left_aside).encode()}
+        return schema.rows_to_table(rows, full.with_metadata({**full.metadata, **aside}))

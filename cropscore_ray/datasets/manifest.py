@@ -6,12 +6,14 @@ takes it whole into memory (`Manifest`), a bulk run a batch at a time (`StoredMa
 """
 
 import hashlib
+import io
 import re
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, repeat
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -85,9 +87,9 @@ def open_manifest(uri: str, split: str | None = None) -> StoredManifest:
         DataError: it is no manifest, or an image_id stands there twice.
         ConfigError: it has no such split.
     """
-    found = storage.table_schema(uri)
-    schema.check_table(found, schema.MANIFEST, uri)
-    classes = schema.read_classes(found)
+    fields = storage.table_schema(uri)
+    schema.check_table(fields, schema.MANIFEST, uri)
+    classes = schema.read_classes(fields)
     files = _files_in_order(uri)
     num_images, splits = 0, set[str]()
 
@@ -115,8 +117,8 @@ def open_manifest(uri: str, split: str | None = None) -> StoredManifest:
 
 def match_classes(classes: list[ImageClass], model_classes: list[ImageClass]) -> list[int | None]:
     """Return the index among a model's classes of each of a manifest's, matched by id."""
-    index = {one.id: i for i, one in enumerate(model_classes)}
-    return [index.get(one.id) for one in classes]
+    index = {known.id: i for i, known in enumerate(model_classes)}
+    return [index.get(wanted.id) for wanted in classes]
 
 
 def _require_split(split: str, splits: list[str]) -> None:
@@ -131,23 +133,18 @@ def _of_split(rows: pa.Table, split: str | None) -> pa.Table:
     return rows if split is None else rows.filter(pc.equal(rows["split"], split))
 
 
-class _Hash:
+class _Hash(io.RawIOBase):
     """A file that keeps nothing of what is written but its hash."""
-
-    closed = False
 
     def __init__(self) -> None:
         self.sha256 = hashlib.sha256()
 
-    def write(self, data: bytes) -> int:
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
         self.sha256.update(data)
         return len(data)
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def _fingerprint(tables: Iterable[pa.Table], classes: list[ImageClass]) -> str:
@@ -192,7 +189,7 @@ def _files_in_order(uri: str) -> list[str]:
     with ThreadPoolExecutor(_READERS) as pool:
         ends = list(pool.map(_first_and_last, files))
     spans = sorted((*ids, file) for ids, file in zip(ends, files, strict=True) if ids)
-    apart = all(one[1] < other[0] for one, other in pairwise(spans))
+    apart = all(before[1] < after[0] for before, after in pairwise(spans))
     return [file for _, _, file in spans] if apart and None not in ends else []
 
 
@@ -232,7 +229,7 @@ def _stream(file: str, columns: list[str]) -> Iterator[pa.Table]:
 
 
 def is_manifest(uri: str) -> bool:
-    """Tell whether a URI holds a manifest of this version."""
+    """Return whether a URI holds a manifest of this version."""
     try:
         schema.check_table(storage.table_schema(uri), schema.MANIFEST, uri)
     except CropscoreError:
@@ -263,7 +260,7 @@ def delete_manifest(uri: str, *, but: Collection[str] = ()) -> None:
 
 
 def write_manifest(uri: str, manifest: Manifest) -> None:
-    """Write a manifest as one file in the folder `uri`, in place of the one that is there."""
+    """Write a manifest as one file in the folder `uri`, in place of what is there."""
     delete_manifest(uri, but=("manifest.parquet", "index.json"))  # these are replaced whole
     full = schema.with_classes(schema.MANIFEST, manifest.classes)
     storage.write_table(

@@ -1,6 +1,6 @@
-"""What `index` found: counts, and every oddity with a few examples.
+"""The report of `index`: counts, and every oddity with a few examples.
 
-A reader never stops at a bad file and never hides one: it adds to the ProblemLog, and
+A reader never stops at a bad file and never hides it: it adds to the ProblemLog, and
 the log becomes the problems of the IndexReport.
 """
 
@@ -83,7 +83,7 @@ class ProblemLog:
         self._examples: dict[str, list[Example]] = {}
 
     def add(self, kind: str, uri: str, detail: str) -> None:
-        """Count one problem; `kind` is a word of KINDS, `uri` the image or file concerned."""
+        """Count a problem; `kind` is a word of KINDS, `uri` the image or file concerned."""
         assert kind in KINDS, kind
         self._counts[kind] = self._counts.get(kind, 0) + 1
         examples = self._examples.setdefault(kind, [])

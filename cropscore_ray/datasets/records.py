@@ -42,7 +42,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scan:
-    """Everything that a reader found."""
+    """All that a reader hands on."""
 
     records: list[ImageRecord]
     classes: list[ImageClass] | None = None
@@ -93,13 +93,21 @@ def of_largest_class(
     """Return the class of the largest box, and all boxes of that class; others are counted.
 
     Of equally large boxes the first counts. A manifest has one class per image, so an
-    image of several classes gets the one that dominates it.
+    image of several classes gets that of its largest box.
     """
-    label = max(objects, key=lambda one: _area(one[1]))[0]
+    label = max(objects, key=lambda named: _area(named[1]))[0]
     for other, box in objects:
         if other != label:
             log.add("other_class_box", image_uri, f"{other} {box} in an image of {label}; dropped")
     return label, tuple(box for other, box in objects if other == label)
+
+
+def count_unlabelled(records: Sequence[ImageRecord], log: ProblemLog, reason: str) -> None:
+    """Count images without a label, unless no image has one."""
+    if any(record.label is not None for record in records):
+        for record in records:
+            if record.label is None:
+                log.add("image_without_label", record.image_uri, reason)
 
 
 def _area(box: Box) -> float:
@@ -128,7 +136,7 @@ def other_kind(file: str) -> str | None:
 
 
 def is_text(name: str) -> bool:
-    """Tell whether a file's name can stand in a table."""
+    """Return whether a file's name can stand in a table."""
     try:
         name.encode()
     except UnicodeEncodeError:

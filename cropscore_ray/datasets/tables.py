@@ -1,10 +1,10 @@
 """Tables of images, whether they came as CSV or as Parquet.
 
-Columns (the first name found counts):
+Columns (of several names the first counts):
     image or image_uri      path or URI; a relative one starts at the table's folder
     label or class          class id, optional, empty where unknown
     xmin ymin xmax ymax     one box, right and bottom exclusive, optional, empty for none
-    gt_boxes                list of such boxes, optional (Parquet)
+    gt_boxes                list of boxes, optional (Parquet)
     width and height (or width_px and height_px), split: optional
 Several rows for one image are several boxes.
 """
@@ -74,7 +74,7 @@ def scan_table(
         uri = resolve(image.strip(), folder_uri)
         rows_by_image.setdefault(uri, []).append(_parse_row(cells, uri, log))
     labelled = "label" in names
-    records = [_record(uri, found, labelled, log) for uri, found in rows_by_image.items()]
+    records = [_record(uri, rows, labelled, log) for uri, rows in rows_by_image.items()]
     return Scan(records=records, files_unseen=True)
 
 
@@ -87,18 +87,18 @@ def resolve(path: str, folder_uri: str) -> str:
 
 def _known_columns(columns: Sequence[str], table_uri: str) -> dict[str, str]:
     """Return our name -> the table's name for each column that we know."""
-    found = {
+    names = {
         ours: next(name for name in theirs if name in columns)
         for ours, theirs in _NAMES.items()
         if any(name in columns for name in theirs)
     }
-    sides = [side for side in SIDES if side in found]
-    if "image" not in found:
+    sides = [side for side in SIDES if side in names]
+    if "image" not in names:
         problem = "no column 'image'"
     elif sides and len(sides) < len(SIDES):
         problem = f"of the box columns only {', '.join(sides)} are there"
     else:
-        return found
+        return names
     raise DataError(
         f"{table_uri}: {problem}; its columns are {', '.join(columns)}",
         hint="columns: image, label, and optionally xmin, ymin, xmax, ymax, width, height, split",
@@ -157,7 +157,7 @@ def _record(image_uri: str, rows: list[_Row], labelled: bool, log: ProblemLog) -
 
 
 def _without_repeats(image_uri: str, rows: list[_Row], log: ProblemLog) -> list[_Row]:
-    """Drop rows that say the same as an earlier one: they are no further boxes."""
+    """Drop rows that repeat an earlier row: they are no further boxes."""
     unique = list(dict.fromkeys(rows))
     if len(unique) < len(rows):
         log.add("duplicate_image", image_uri, f"{len(rows)} rows, {len(unique)} of them differ")

@@ -28,7 +28,7 @@ def write_list(
         progress: told how many URIs were read.
 
     Raises:
-        RunConflictError: the list is another one than the run began with.
+        RunConflictError: the run began with another list.
         DataError: a line is not UTF-8, or there is none.
     """
     uris = _read(lines)

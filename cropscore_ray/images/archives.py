@@ -53,10 +53,10 @@ class Cell:
 def parse(uri: str) -> Member | Cell | None:
     """Return where in a larger file an image lies; None if it is a file of its own."""
     where: Member | Cell | None = None
-    if found := _TAR.fullmatch(uri):
-        where = Member(found["file"], int(found["offset"]), int(found["size"]), found["name"])
-    elif found := _PARQUET.fullmatch(uri):
-        where = Cell(found["file"], int(found["row"]), found["column"])
+    if match := _TAR.fullmatch(uri):
+        where = Member(match["file"], int(match["offset"]), int(match["size"]), match["name"])
+    elif match := _PARQUET.fullmatch(uri):
+        where = Cell(match["file"], int(match["row"]), match["column"])
     return where if where and where.uri == uri else None  # with as many zeros, no more, no less
 
 
@@ -79,29 +79,29 @@ class Span:
     @property
     def stop(self) -> int:
         """The byte after the last."""
-        return max(one.offset + one.size for one in self.members)
+        return max(member.offset + member.size for member in self.members)
 
 
 def spans(members: Sequence[Member]) -> Iterator[Span]:
     """Yield all members, neighbours together."""
     current: list[Member] = []
-    for one in sorted(members, key=lambda one: (one.file_uri, one.offset)):
-        if current and not _joins(Span(current), one):
+    for member in sorted(members, key=lambda member: (member.file_uri, member.offset)):
+        if current and not _joins(Span(current), member):
             yield Span(current)
             current = []
-        current = [*current, one]
+        current = [*current, member]
     if current:
         yield Span(current)
 
 
-def _joins(span: Span, one: Member) -> bool:
-    near = one.file_uri == span.file_uri and one.offset - span.stop <= _LARGEST_GAP
-    stop = max(span.stop, one.offset + one.size)
+def _joins(span: Span, member: Member) -> bool:
+    near = member.file_uri == span.file_uri and member.offset - span.stop <= _LARGEST_GAP
+    stop = max(span.stop, member.offset + member.size)
     return near and stop - span.start <= _LARGEST_READ
 
 
 def columns(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
     """Yield all cells, those of a file's column together in the order of rows."""
-    ordered = sorted(cells, key=lambda one: (one.file_uri, one.column, one.row))
-    for _, some in groupby(ordered, key=lambda one: (one.file_uri, one.column)):
-        yield list(some)
+    ordered = sorted(cells, key=lambda cell: (cell.file_uri, cell.column, cell.row))
+    for _, together in groupby(ordered, key=lambda cell: (cell.file_uri, cell.column)):
+        yield list(together)

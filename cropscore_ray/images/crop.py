@@ -97,7 +97,7 @@ def colour_lines(
     config: PreprocessConfig, width_px: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return factor and summand that normalize each value of a line of pixels, (3 * width,)."""
-    std, mean = (torch.tensor(one, device=device) for one in (config.std, config.mean))
+    std, mean = (torch.tensor(rgb, device=device) for rgb in (config.std, config.mean))
     return (1 / (255 * std)).repeat(width_px), (-mean / std).repeat(width_px)
 
 

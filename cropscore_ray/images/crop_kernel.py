@@ -24,25 +24,18 @@ def crop(pixels_HW3: Tensor, boxes_N4: NDArray[np.float32], size: int) -> Tensor
     device = pixels_HW3.device
     columns, column_of_N = np.unique(boxes_N4[:, [0, 2]], axis=0, return_inverse=True)
     rows, row_of_N = np.unique(boxes_N4[:, [1, 3]], axis=0, return_inverse=True)
-    x_first, x_taps, x_weights = resample_weights(torch.from_numpy(columns).to(device), width, size)
-    y_first, y_taps, y_weights = resample_weights(torch.from_numpy(rows).to(device), height, size)
+    x_tables = resample_weights(torch.from_numpy(columns).to(device), width, size)
+    y_tables = resample_weights(torch.from_numpy(rows).to(device), height, size)
     crops_NSS3 = torch.empty(len(boxes_N4), size, size, 3, dtype=torch.uint8, device=device)
     _crop_kernel[(triton.cdiv(size * size, _BLOCK), len(boxes_N4))](
         pixels_HW3.contiguous(),
         crops_NSS3,
         torch.from_numpy(column_of_N.astype(np.int32).ravel()).to(device),
         torch.from_numpy(row_of_N.astype(np.int32).ravel()).to(device),
-        x_first,
-        x_taps,
-        x_weights,
-        y_first,
-        y_taps,
-        y_weights,
-        width,
-        height,
-        size,
-        x_weights.shape[2],
-        y_weights.shape[2],
+        *x_tables,
+        *y_tables,
+        *(width, height, size),
+        *(x_tables[2].shape[2], y_tables[2].shape[2]),
         BITS=_BITS,
         BLOCK=_BLOCK,
     )

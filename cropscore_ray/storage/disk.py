@@ -65,10 +65,6 @@ class Disk(Store):
             finally:
                 partial.unlink(missing_ok=True)
 
-    def is_transient(self, error: Exception) -> bool:
-        """Return False."""
-        return False
-
 
 def _files_below(folder: str, seen: set[str]) -> Iterator[str]:
     try:

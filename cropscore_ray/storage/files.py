@@ -7,6 +7,7 @@ what is in the files.
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from typing import IO, Any, TypeVar
 
 import pyarrow.fs as pafs
@@ -53,8 +54,8 @@ def persistently(uri: str, action: Callable[[], Result]) -> Result:
 
     def may_pass(error: Exception) -> bool:
         cause = error.__cause__ or error  # what is missing or denied will stay so
-        is_transient = isinstance(cause, Exception) and store.is_transient(cause)
-        return store.is_remote and (isinstance(cause, StorageError) or is_transient)
+        is_unexplained = store.is_remote and isinstance(cause, StorageError)
+        return is_unexplained or (isinstance(cause, Exception) and store.is_transient(cause))
 
     return retries.persistently(action, may_pass)
 
@@ -100,10 +101,15 @@ def file_names_in(uri: str) -> set[str]:
 def iter_folders(uri: str) -> Iterator[str]:
     """Yield the names of the folders directly below a folder, as they are found.
 
-    None if the first 10,000 entries of a prefix of S3 hold none.
+    None if the first 10,000 entries of a prefix of S3 hold none: to find one far behind, all
+    files of a flat prefix would have to be listed.
     """
+    store = store_of(uri)
     with explained("list", uri):
-        yield from store_of(uri).iter_folders(uri)
+        level = store.iter_level(uri)
+        first = list(islice(level, store.most_entries or 0))
+        if not first or any(is_folder for _, is_folder in first):
+            yield from (name for name, is_folder in chain(first, level) if is_folder)
 
 
 def read_bytes(uri: str) -> bytes:

@@ -190,7 +190,11 @@ def read(
         OSError: as a disk would: FileNotFoundError, PermissionError; errno EBUSY where the store
             asks for fewer requests, EFBIG where there are more than `most` bytes, else EIO.
     """
-    part = {} if (start, stop) == (0, None) else {"Range": f"bytes={start}-{_last(stop)}"}
+    part = (
+        {}
+        if (start, stop) == (0, None)
+        else {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
+    )
     uri = f"{SCHEME}{bucket}/{key}"
     with _as_on_a_disk(uri):
         try:
@@ -203,10 +207,6 @@ def read(
             answer["Body"].close()
             raise OSError(errno.EFBIG, f"{answer['ContentLength']:,} bytes", uri)
         return bytes(answer["Body"].read())
-
-
-def _last(stop: int | None) -> str:
-    return "" if stop is None else str(stop - 1)
 
 
 class Reader(io.RawIOBase):

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterator
-from itertools import chain, islice
 from typing import IO
 
 import pyarrow.fs as pafs
@@ -50,16 +49,6 @@ class S3(Store):
         """Yield the names directly below a prefix, and whether each is a folder."""
         for key, is_folder in s3.iter_level(*_prefix(uri)):
             yield (key.rstrip("/") if is_folder else key).rsplit("/", 1)[-1], is_folder
-
-    def iter_folders(self, uri: str) -> Iterator[str]:
-        """Yield the folders directly below a prefix; none if its first entries hold none.
-
-        To find a folder far behind, all objects of a flat prefix would have to be listed.
-        """
-        level = self.iter_level(uri)
-        first = list(islice(level, self.most_entries))
-        if any(is_folder for _, is_folder in first):
-            yield from (name for name, is_folder in chain(first, level) if is_folder)
 
     def open_file(self, uri: str, buffer_bytes: int | None = None) -> IO[bytes]:
         """Open an object; at least `buffer_bytes` come with each request."""

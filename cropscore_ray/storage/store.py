@@ -94,10 +94,6 @@ class Store:
             if is_folder or entry.is_file:
                 yield entry.base_name, is_folder
 
-    def iter_folders(self, uri: str) -> Iterator[str]:
-        """Yield the names of the folders directly in a folder."""
-        return (name for name, is_folder in self.iter_level(uri) if is_folder)
-
     def open_file(self, uri: str, buffer_bytes: int | None = None) -> IO[bytes]:
         """Open a file to read any part of it."""
         fs, path = self.filesystem(uri)
@@ -130,8 +126,8 @@ class Store:
             stream.write(whole.getbuffer())
 
     def is_transient(self, error: Exception) -> bool:
-        """Return whether the same request may succeed in a while."""
-        return retries.is_transient(error)
+        """Return whether the same request may succeed in a while; on a disk, none does."""
+        return self.is_remote and retries.is_transient(error)
 
     def is_damage(self, error: Exception) -> bool:
         """Return whether an error says that a file was read, but makes no sense."""

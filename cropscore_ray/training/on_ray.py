@@ -133,7 +133,7 @@ class _Ear:
         if time.monotonic() - self._since_s < _SILENCE_S:
             return
         self._since_s = time.monotonic()
-        up = int(sum(resources.gpus_by_node() if self._on_gpu else resources.cpus_by_node()))
+        up = int(sum(resources.by_node("GPU" if self._on_gpu else "CPU")))
         if up < self._fewest:
             kind = "GPU" if self._on_gpu else "CPU"
             logger.warning(

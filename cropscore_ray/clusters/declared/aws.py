@@ -70,27 +70,28 @@ class AwsConfig:
 
 def files(config: AwsConfig, comment: str) -> dict[str, str]:
     """Return the files by name: aws.yaml, and the IAM documents of its roles and its user."""
-    found = {"aws.yaml": templates.to_yaml([cluster(config)], comment)}
+    declaration = templates.to_yaml([cluster(config)], comment)
     documents = {name: policy(config, name) for name in _POLICIES}
     documents["aws-trust.json"] = templates.read("aws-trust.json")
-    return found | {name: json.dumps(one, indent=2) + "\n" for name, one in documents.items()}
+    texts = {name: json.dumps(document, indent=2) + "\n" for name, document in documents.items()}
+    return {"aws.yaml": declaration} | texts
 
 
 def cluster(config: AwsConfig) -> dict[str, Any]:
     """Return what `ray up` is given."""
-    found: dict[str, Any] = templates.read("aws.yaml")
-    found["cluster_name"] = config.name
-    found["max_workers"] = config.max_gpus
-    found["idle_timeout_minutes"] = config.idle_minutes
-    docker, region = found["docker"], found["provider"]["region"]
+    declared: dict[str, Any] = templates.read("aws.yaml")
+    declared["cluster_name"] = config.name
+    declared["max_workers"] = config.max_gpus
+    declared["idle_timeout_minutes"] = config.idle_minutes
+    docker, region = declared["docker"], declared["provider"]["region"]
     docker["image"] = config.image
-    docker["run_options"] = [one.replace(region, config.region) for one in docker["run_options"]]
-    found["provider"] |= {"region": config.region, "key_pair": {"key_name": config.name}}
-    found["auth"]["ssh_user"] = config.ssh_user
-    found["file_mounts"] = {TOKEN_FOLDER: config.token_folder}
-    found["initialization_commands"] = _registry_login(config.image)
-    found["available_node_types"] = _node_types(config, found["available_node_types"])
-    return found
+    docker["run_options"] = [flag.replace(region, config.region) for flag in docker["run_options"]]
+    declared["provider"] |= {"region": config.region, "key_pair": {"key_name": config.name}}
+    declared["auth"]["ssh_user"] = config.ssh_user
+    declared["file_mounts"] = {TOKEN_FOLDER: config.token_folder}
+    declared["initialization_commands"] = _registry_login(config.image)
+    declared["available_node_types"] = _node_types(config, declared["available_node_types"])
+    return declared
 
 
 def shares(config: AwsConfig) -> dict[str, int]:
@@ -98,27 +99,27 @@ def shares(config: AwsConfig) -> dict[str, int]:
     quarter = config.max_gpus // 4
     if SPOT not in config.markets:
         return {"on_demand": config.max_gpus}
-    found = {"spot_larger": quarter, "on_demand": quarter if ON_DEMAND in config.markets else 0}
-    return {"spot": config.max_gpus - sum(found.values()), **found}
+    rest = {"spot_larger": quarter, "on_demand": quarter if ON_DEMAND in config.markets else 0}
+    return {"spot": config.max_gpus - sum(rest.values()), **rest}
 
 
 def _node_types(config: AwsConfig, known: dict[str, Any]) -> dict[str, Any]:
-    found = {"head": known["head"]}
+    types = {"head": known["head"]}
     for name, num_nodes in shares(config).items():
         if num_nodes == 0:
             continue
-        found[name] = node_type = known[name]
+        types[name] = node_type = known[name]
         node_type["max_workers"] = num_nodes
         node_type["labels"]["ray.io/accelerator-type"] = config.gpu.upper()
         _, size = node_type["node_config"]["InstanceType"].split(".")
         node_type["node_config"]["InstanceType"] = f"{FAMILIES[config.gpu]}.{size}"
-    for name, node_type in found.items():
+    for name, node_type in types.items():
         node = node_type["node_config"]
         node["SecurityGroupIds"] = [config.security_group]
         node["ImageId"] = config.ami or node["ImageId"]
         role = "head" if name == "head" else "worker"
         node["IamInstanceProfile"] = {"Name": f"{config.name}-{role}"}
-    return found
+    return types
 
 
 def policy(config: AwsConfig, name: str) -> dict[str, Any]:
@@ -136,12 +137,12 @@ def policy(config: AwsConfig, name: str) -> dict[str, Any]:
         "results": config.results,
         "security_group": config.security_group,
     }
-    found: dict[str, Any] = _filled(templates.read(name), values)
+    document: dict[str, Any] = _filled(templates.read(name), values)
     if name == "aws-head-policy.json":
-        found["Statement"] += policy(config, "aws-worker-policy.json")["Statement"]
+        document["Statement"] += policy(config, "aws-worker-policy.json")["Statement"]
     elif name == "aws-worker-policy.json":
-        found["Statement"] += _registry_statements(config.image)
-    return found
+        document["Statement"] += _registry_statements(config.image)
+    return document
 
 
 def _filled(value: Any, values: dict[str, str]) -> Any:
@@ -154,18 +155,18 @@ def _filled(value: Any, values: dict[str, str]) -> Any:
 
 def _registry_login(image: str) -> list[str]:
     """Return what a node does before it pulls: only AWS's own registry asks its role for a key."""
-    if not (found := _ECR.match(image)):
+    if not (registry := _ECR.match(image)):
         return []
     return [
-        f"aws ecr get-login-password --region {found['region']} | "
-        f"docker login --username AWS --password-stdin {found[0].rstrip('/')}"
+        f"aws ecr get-login-password --region {registry['region']} | "
+        f"docker login --username AWS --password-stdin {registry[0].rstrip('/')}"
     ]
 
 
 def _registry_statements(image: str) -> list[dict[str, Any]]:
-    if not (found := _ECR.match(image)):
+    if not (ecr := _ECR.match(image)):
         return []
-    repository = re.split("[:@]", image[found.end() :])[0]
+    repository = re.split("[:@]", image[ecr.end() :])[0]
     return [
         {
             "Sid": "EnterTheRegistry",
@@ -177,6 +178,6 @@ def _registry_statements(image: str) -> list[dict[str, Any]]:
             "Sid": "PullTheImage",
             "Effect": "Allow",
             "Action": ["ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],
-            "Resource": f"arn:aws:ecr:{found['region']}:{found['account']}:repository/{repository}",
+            "Resource": f"arn:aws:ecr:{ecr['region']}:{ecr['account']}:repository/{repository}",
         },
     ]

@@ -1,7 +1,7 @@
 """Ray clusters on Kubernetes, as manifests for the KubeRay operator.
 
 What stands in cluster/kuberay/ is filled in: which GPUs, how many, on which kind of node. Nothing
-here talks to a Kubernetes cluster.
+here asks a Kubernetes cluster.
 """
 
 import re
@@ -161,10 +161,10 @@ def nightly(config: KubeRayConfig, command: list[str], schedule: str) -> list[Ma
 
 def files(manifests: list[Manifest]) -> dict[str, Manifest]:
     """Return manifests by file name, and what lets `kubectl apply -k` take a folder of them."""
-    found = {f"{manifest['kind'].lower()}.yaml": manifest for manifest in manifests}
+    by_name = {f"{manifest['kind'].lower()}.yaml": manifest for manifest in manifests}
     kustomization = templates.read("kuberay/kustomization.yaml")
-    kustomization["resources"] = list(found)
-    return {**found, "kustomization.yaml": kustomization}
+    kustomization["resources"] = list(by_name)
+    return {**by_name, "kustomization.yaml": kustomization}
 
 
 def _surroundings(config: KubeRayConfig) -> list[Manifest]:
@@ -244,5 +244,5 @@ def _check_name(name: str) -> None:
 
 
 def _is_secret(name: str, value: str) -> bool:
-    told = re.search("SECRET|PASSWORD|TOKEN|ACCESS_KEY", name.upper())
-    return bool(told) or urlsplit(value).password is not None
+    reads_so = re.search("SECRET|PASSWORD|TOKEN|ACCESS_KEY", name.upper())
+    return bool(reads_so) or urlsplit(value).password is not None

@@ -44,15 +44,15 @@ def declared(path: str) -> Declared:
     """
     hint = "cropscore cluster render aws writes one"
     try:
-        found = yaml.safe_load(Path(path).read_text())
+        cluster = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read: {error}", hint=hint) from error
     try:
         return Declared(
             path=path,
-            name=str(found["cluster_name"]),
-            region=str(found["provider"]["region"]),
-            token_file=Path(found["file_mounts"][aws.TOKEN_FOLDER]).expanduser() / "auth_token",
+            name=str(cluster["cluster_name"]),
+            region=str(cluster["provider"]["region"]),
+            token_file=Path(cluster["file_mounts"][aws.TOKEN_FOLDER]).expanduser() / "auth_token",
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(
@@ -105,7 +105,7 @@ def attach(cluster: Declared) -> None:
         ClusterError: no head runs, or the tunnel breaks.
     """
     _require("ssh")
-    if not any(one["is_head"] and one["state"] == "running" for one in nodes(cluster)):
+    if not any(node["is_head"] and node["state"] == "running" for node in nodes(cluster)):
         raise ClusterError(
             f"no head of {cluster.name} runs in {cluster.region}",
             hint=f"cropscore cluster up aws {cluster.path} starts one",
@@ -118,7 +118,7 @@ def attach(cluster: Declared) -> None:
 
 
 def nodes(cluster: Declared) -> list[dict[str, Any]]:
-    """Return the nodes that are not gone, the head first, as EC2 and Ray's tags tell.
+    """Return the nodes that are not gone, the head first, by EC2 and Ray's tags.
 
     Raises:
         ClusterError: AWS does not answer, or refuses.
@@ -127,11 +127,11 @@ def nodes(cluster: Declared) -> list[dict[str, Any]]:
     try:
         client = boto3.Session().client("ec2", region_name=cluster.region)
         pages = client.get_paginator("describe_instances").paginate(Filters=having_its_tag)
-        found = [
-            _node(one)
+        known = [
+            _node(instance)
             for page in pages
             for reservation in page["Reservations"]
-            for one in reservation["Instances"]
+            for instance in reservation["Instances"]
         ]
     except (BotoCoreError, ClientError) as error:
         raise ClusterError(
@@ -139,13 +139,13 @@ def nodes(cluster: Declared) -> list[dict[str, Any]]:
             hint="`aws sts get-caller-identity` tells whose keys are used; `aws configure` sets "
             "them, or AWS_PROFILE",
         ) from error
-    there = [one for one in found if one["state"] != "terminated"]
-    return sorted(there, key=lambda one: (not one["is_head"], one["type"], one["id"]))
+    there = [node for node in known if node["state"] != "terminated"]
+    return sorted(there, key=lambda node: (not node["is_head"], node["type"], node["id"]))
 
 
 def _living(cluster: Declared) -> list[str]:
     """Return the ids of nodes that cost."""
-    return [one["id"] for one in nodes(cluster) if one["state"] in ("pending", "running")]
+    return [node["id"] for node in nodes(cluster) if node["state"] in ("pending", "running")]
 
 
 def _node(instance: dict[str, Any]) -> dict[str, Any]:
@@ -161,10 +161,10 @@ def _node(instance: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def render(found: list[dict[str, Any]]) -> str:
+def render(nodes: list[dict[str, Any]]) -> str:
     """Return nodes as lines: the head's address, then how many there are of each kind."""
-    lines = [f"head       {one['address'] or 'no address yet'}" for one in found if one["is_head"]]
-    kinds = Counter((one["type"], one["machine"], one["state"], one["ray_status"]) for one in found)
+    lines = [f"head       {n['address'] or 'no address yet'}" for n in nodes if n["is_head"]]
+    kinds = Counter((n["type"], n["machine"], n["state"], n["ray_status"]) for n in nodes)
     lines += [
         f"{kind:10} {number:4} {machine:14} {state:14} {ray}".rstrip()
         for (kind, machine, state, ray), number in kinds.items()

@@ -7,7 +7,7 @@ the top have no class. No file is opened.
 from cropscore_ray import storage
 from cropscore_ray.datasets.files import ReadProgress
 from cropscore_ray.datasets.problems import ProblemLog
-from cropscore_ray.datasets.records import ImageRecord, Scan, part_images
+from cropscore_ray.datasets.records import ImageRecord, Scan, count_unlabelled, part_images
 from cropscore_ray.errors import DataError, StorageError
 
 
@@ -28,15 +28,8 @@ def scan(root_uri: str, log: ProblemLog, progress: ReadProgress | None = None) -
     images, left_aside = part_images(storage.list_files(root_uri))
     if progress:
         progress(len(images), len(images))
-    labels = [_label(image, root_uri) for image in images]
-    if any(labels):
-        for image, label in zip(images, labels, strict=True):
-            if label is None:
-                log.add("image_without_label", image, "lies beside the folders of the classes")
-    records = [
-        ImageRecord(image_uri=image, label=label)
-        for image, label in zip(images, labels, strict=True)
-    ]
+    records = [ImageRecord(image_uri=image, label=_label(image, root_uri)) for image in images]
+    count_unlabelled(records, log, "lies beside the folders of the classes")
     return Scan(records=records, left_aside=left_aside)
 
 

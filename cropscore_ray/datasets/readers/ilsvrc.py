@@ -131,8 +131,8 @@ def _read_annotations(
             else:
                 annotations[split, name] = parse_solution(prediction)
     xml_uris = list(tree.xml_uris.values())
-    found = read_all(read_annotation, xml_uris, progress)
-    for key, uri, annotation in zip(tree.xml_uris, xml_uris, found, strict=True):
+    read = read_all(read_annotation, xml_uris, progress)
+    for key, uri, annotation in zip(tree.xml_uris, xml_uris, read, strict=True):
         if isinstance(annotation, Annotation):
             annotations[key] = annotation
         else:

@@ -47,7 +47,7 @@ def scan(table_uri: str, log: ProblemLog, progress: ReadProgress | None = None) 
 
 
 def _holds_images(kind: pa.DataType) -> bool:
-    """Tell whether a column may hold encoded images: bytes, or structs with bytes."""
+    """Return whether a column may hold encoded images: bytes, or structs with bytes."""
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
@@ -68,18 +68,20 @@ def _scan_cells(
         )
     files = storage.table_files(table_uri, below=True)
 
-    def rows() -> Iterator[Cells]:
+    def all_rows() -> Iterator[Cells]:
         for number, file in enumerate(files, 1):
             with storage.open_file(file) as stream:
                 opened = pq.ParquetFile(stream)
                 table = opened.read(columns=names)
-                found = _rows(table) if names else ({} for _ in range(opened.metadata.num_rows))
-                for at, cells in enumerate(found):
+                rows = _rows(table) if names else ({} for _ in range(opened.metadata.num_rows))
+                for at, cells in enumerate(rows):
                     yield {**cells, "image": Cell(file, at, columns[0]).uri}
             if progress:
                 progress(number, len(files))
 
-    scan = scan_table([*names, "image"], rows(), table_uri=table_uri, folder_uri=table_uri, log=log)
+    scan = scan_table(
+        [*names, "image"], all_rows(), table_uri=table_uri, folder_uri=table_uri, log=log
+    )
     return replace(scan, files_unseen=False)
 
 

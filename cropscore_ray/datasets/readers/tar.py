@@ -21,7 +21,7 @@ from typing import IO
 from cropscore_ray import storage
 from cropscore_ray.datasets.files import ReadProgress, read_all
 from cropscore_ray.datasets.problems import Finding, ProblemLog
-from cropscore_ray.datasets.records import ImageRecord, Scan, other_kind
+from cropscore_ray.datasets.records import ImageRecord, Scan, count_unlabelled, other_kind
 from cropscore_ray.errors import DataError, StorageError
 from cropscore_ray.images.archives import Member
 
@@ -31,27 +31,24 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 def scan(glob_uri: str, log: ProblemLog, progress: ReadProgress | None = None) -> Scan:
     """Read the headers of archives: one, those of a folder, of a {000..123} or of a * pattern."""
-    archives = find_archives(glob_uri)
+    uris = find_archives(glob_uri)
     records: list[ImageRecord] = []
     left_aside: Counter[str] = Counter()
-    for archive, found in zip(archives, read_all(_read_archive, archives, progress), strict=True):
-        for problem in found.problems:
-            log.add(problem.kind, archive, problem.detail)
-        records += found.records()
-        left_aside += found.left_aside
-    if any(record.label is not None for record in records):
-        for record in records:
-            if record.label is None:
-                log.add("image_without_label", record.image_uri, "has no .cls beside it")
+    for uri, archive in zip(uris, read_all(_read_archive, uris, progress), strict=True):
+        for problem in archive.problems:
+            log.add(problem.kind, uri, problem.detail)
+        records += archive.records()
+        left_aside += archive.left_aside
+    count_unlabelled(records, log, "has no .cls beside it")
     return Scan(records=records, left_aside=dict(sorted(left_aside.items())))
 
 
 def find_archives(glob_uri: str) -> list[str]:
     """Return the URIs of the archives that a location stands for, sorted."""
-    found = list(itertools.chain.from_iterable(map(_matching, _expand(glob_uri))))
-    if not found:
+    uris = list(itertools.chain.from_iterable(map(_matching, _expand(glob_uri))))
+    if not uris:
         raise DataError(f"{glob_uri}: no .tar file here", hint="compressed archives are not read")
-    return found
+    return uris
 
 
 def _expand(glob_uri: str) -> Iterator[str]:
@@ -79,7 +76,7 @@ def _matching(uri: str) -> list[str]:
 
 
 @dataclass
-class _Found:
+class _Archive:
     """What the headers of an archive name."""
 
     images: dict[str, Member] = field(default_factory=dict)
@@ -95,7 +92,7 @@ class _Found:
             yield ImageRecord(image_uri=member.uri, label=self.labels.get(_sample(name)) or None)
 
 
-def _read_archive(uri: str) -> _Found:
+def _read_archive(uri: str) -> _Archive:
     """Return what is in an archive; StorageError if its store has not answered in a while."""
     try:
         return storage.persistently(uri, partial(_read_headers, uri))
@@ -105,16 +102,16 @@ def _read_archive(uri: str) -> _Found:
         raise StorageError(f"cannot read {uri}: {reason}", hint=hint) from error
 
 
-def _read_headers(uri: str) -> _Found:
+def _read_headers(uri: str) -> _Archive:
     """Return what is in an archive; of a damaged one, what stands before the damage."""
-    found = _Found()
+    archive = _Archive()
     with storage.open_file(uri, buffer_bytes=_BUFFER) as file:
         try:
             for tar, entry in _entries(file):
-                _add(uri, tar, entry, found)
+                _add(uri, tar, entry, archive)
         except (tarfile.TarError, ValueError) as error:
-            found.problems.append(Finding("unreadable_archive", f"{error}"[:300]))
-    return found
+            archive.problems.append(Finding("unreadable_archive", f"{error}"[:300]))
+    return archive
 
 
 def _entries(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
@@ -133,21 +130,21 @@ def _entries(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo
             raise tarfile.ReadError(f"no header at byte {tar.offset}, and not the end either")
 
 
-def _add(uri: str, tar: tarfile.TarFile, entry: tarfile.TarInfo, found: _Found) -> None:
+def _add(uri: str, tar: tarfile.TarFile, entry: tarfile.TarInfo, archive: _Archive) -> None:
     """Take note of one file of an archive."""
     name = entry.name.removeprefix("./")
     other = other_kind(name)
     if other is None and not entry.issparse():
-        if name in found.images:
+        if name in archive.images:
             twice = f"{name} stands there twice; the last is taken"
-            found.problems.append(Finding("duplicate_image", twice))
-        found.images[name] = Member(uri, entry.offset_data, entry.size, name)
+            archive.problems.append(Finding("duplicate_image", twice))
+        archive.images[name] = Member(uri, entry.offset_data, entry.size, name)
     elif other == "cls":
         content = tar.extractfile(entry)
         label = content.read(1024) if content else b""
-        found.labels[_sample(name)] = label.decode(errors="replace").strip()
+        archive.labels[_sample(name)] = label.decode(errors="replace").strip()
     else:
-        found.left_aside[other or "(sparse)"] += 1
+        archive.left_aside[other or "(sparse)"] += 1
 
 
 def _sample(name: str) -> str:

@@ -10,8 +10,8 @@ from cropscore_ray.errors import ConfigError
 @pytest.fixture
 def cluster(monkeypatch):
     def make(*, gpus=(), cpus=(4,), joined=True, in_reach=False):
-        monkeypatch.setattr(resources, "gpus_by_node", lambda: list(gpus))
-        monkeypatch.setattr(resources, "cpus_by_node", lambda: list(cpus))
+        nodes = {"GPU": list(gpus), "CPU": list(cpus)}
+        monkeypatch.setattr(resources, "by_node", lambda kind: nodes[kind])
         monkeypatch.setattr(resources, "is_joined", lambda: joined)
         monkeypatch.setattr(resources, "gpus_in_reach", lambda: bool(gpus) or in_reach)
 

@@ -24,7 +24,7 @@ from cropscore_ray.training.ray_worker import _Checkpoints, cores_of_worker
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def make(*, gpus: int, joined: bool = True, in_reach: bool = False) -> None:
         found = {"CPU": [8.0], "GPU": [1.0] * gpus}
-        monkeypatch.setattr(resources, "_by_node", lambda kind: found[kind])
+        monkeypatch.setattr(resources, "by_node", lambda kind: found[kind])
         monkeypatch.setattr(resources, "is_joined", lambda: joined)
         monkeypatch.setattr(resources, "gpus_in_reach", lambda: gpus > 0 or in_reach)
 
