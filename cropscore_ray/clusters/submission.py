@@ -87,15 +87,14 @@ class Cluster:
             ClusterError: there is none, it asks for another token, or for none.
         """
         self.address = address.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {token}"} if token else None
+        headers = {"Authorization": f"Bearer {token}"} if token else None
         # Ray's client prefers its environment variables to the address that it is given.
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
-        self._client = self._connected()
+        self._client = self._once_it_is_up(
+            lambda: JobSubmissionClient(self.address, headers=headers)
+        )
         if not (insecure or is_loopback(self.address)):
             self._require_token()
-
-    def _connected(self) -> JobSubmissionClient:
-        return self._once_it_is_up(lambda: JobSubmissionClient(self.address, headers=self._headers))
 
     def _once_it_is_up(self, ask: Callable[[], Answer]) -> Answer:
         """Return what the cluster answers; ask again while it is coming up."""

@@ -59,11 +59,10 @@ def draw_image(rng: Generator, class_index: int) -> tuple[Image.Image, list[Box]
     """
     texture, shape = _TEXTURE_AND_SHAPE[class_index]
     canvas = draw_clutter(rng)
-    boxes = []
-    for place in _object_places(rng, canvas.size):
-        boxes.append(
-            paint(canvas, place, _outline(rng, shape), _texture(rng, texture), _vivid(rng))
-        )
+    boxes = [
+        paint(canvas, place, _outline(rng, shape), _texture(rng, texture), _vivid(rng))
+        for place in _object_places(rng, canvas.size)
+    ]
     return canvas, boxes
 
 
@@ -198,23 +197,12 @@ def _outline(rng: Generator, shape: str) -> NDArray[np.float64]:
     return np.asarray(corners / corners.max(axis=0))
 
 
-def _striped(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return np.asarray(x % 1 < 0.5)
-
-
-def _checkered(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return np.asarray((x % 1 < 0.5) ^ (y % 1 < 0.5))
-
-
-def _dotted(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return np.asarray((x % 1 - 0.5) ** 2 + (y % 1 - 0.5) ** 2 < 0.32**2)
-
-
-def _ringed(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return np.asarray(np.hypot(x, y) % 1 < 0.5)
-
-
-_TEXTURES = {"striped": _striped, "checkered": _checkered, "dotted": _dotted, "ringed": _ringed}
+_TEXTURES: dict[str, Texture] = {
+    "striped": lambda x, y: np.asarray(x % 1 < 0.5),
+    "checkered": lambda x, y: np.asarray((x % 1 < 0.5) ^ (y % 1 < 0.5)),
+    "dotted": lambda x, y: np.asarray((x % 1 - 0.5) ** 2 + (y % 1 - 0.5) ** 2 < 0.32**2),
+    "ringed": lambda x, y: np.asarray(np.hypot(x, y) % 1 < 0.5),
+}
 
 
 def _texture(rng: Generator, name: str) -> Texture:

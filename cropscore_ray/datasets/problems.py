@@ -4,6 +4,7 @@ A reader never stops at a bad file and never hides it: it adds to the ProblemLog
 the log becomes the problems of the IndexReport.
 """
 
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -79,23 +80,20 @@ class ProblemLog:
     """Counts problems by kind and keeps the first few of each. Not for several threads."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-        self._examples: dict[str, list[Example]] = {}
+        self._counts = Counter[str]()
+        self._examples = defaultdict[str, list[Example]](list)
 
     def add(self, kind: str, uri: str, detail: str) -> None:
         """Count a problem; `kind` is a word of KINDS, `uri` the image or file concerned."""
         assert kind in KINDS, kind
-        self._counts[kind] = self._counts.get(kind, 0) + 1
-        examples = self._examples.setdefault(kind, [])
-        if len(examples) < MAX_EXAMPLES:
-            examples.append(Example(uri=uri, detail=detail))
+        self._counts[kind] += 1
+        if self._counts[kind] <= MAX_EXAMPLES:
+            self._examples[kind].append(Example(uri=uri, detail=detail))
 
     def problems(self) -> dict[str, Problem]:
         """Return what was counted, in the order of KINDS."""
+        counted = {kind: self._counts[kind] for kind in KINDS if kind in self._counts}
         return {
-            kind: Problem(
-                count=self._counts[kind], meaning=meaning, examples=list(self._examples[kind])
-            )
-            for kind, meaning in KINDS.items()
-            if kind in self._counts
+            kind: Problem(count=count, meaning=KINDS[kind], examples=list(self._examples[kind]))
+            for kind, count in counted.items()
         }

@@ -60,44 +60,26 @@ def parse(uri: str) -> Member | Cell | None:
     return where if where and where.uri == uri else None  # with as many zeros, no more, no less
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Neighbours in a tar archive, to be read at once."""
-
-    members: list[Member]
-
-    @property
-    def file_uri(self) -> str:
-        """The archive."""
-        return self.members[0].file_uri
-
-    @property
-    def start(self) -> int:
-        """The first byte."""
-        return self.members[0].offset
-
-    @property
-    def stop(self) -> int:
-        """The byte after the last."""
-        return max(member.offset + member.size for member in self.members)
-
-
-def spans(members: Sequence[Member]) -> Iterator[Span]:
-    """Yield all members, neighbours together."""
-    current: list[Member] = []
+def spans(members: Sequence[Member]) -> Iterator[list[Member]]:
+    """Yield all members, those together that are to be read at once, by their offsets."""
+    span: list[Member] = []
     for member in sorted(members, key=lambda member: (member.file_uri, member.offset)):
-        if current and not _joins(Span(current), member):
-            yield Span(current)
-            current = []
-        current = [*current, member]
-    if current:
-        yield Span(current)
+        if span and not _joins(member, span):
+            yield span
+            span = []
+        span.append(member)
+    if span:
+        yield span
 
 
-def _joins(span: Span, member: Member) -> bool:
-    near = member.file_uri == span.file_uri and member.offset - span.stop <= _LARGEST_GAP
-    stop = max(span.stop, member.offset + member.size)
-    return near and stop - span.start <= _LARGEST_READ
+def stop_of(span: list[Member]) -> int:
+    """Return the byte after the last of members."""
+    return max(member.offset + member.size for member in span)
+
+
+def _joins(member: Member, span: list[Member]) -> bool:
+    near = member.file_uri == span[0].file_uri and member.offset - stop_of(span) <= _LARGEST_GAP
+    return near and stop_of([*span, member]) - span[0].offset <= _LARGEST_READ
 
 
 def columns(cells: Sequence[Cell]) -> Iterator[list[Cell]]:

@@ -16,7 +16,7 @@ from cropscore_ray import schema, storage
 from cropscore_ray.errors import ImageError, StorageError
 from cropscore_ray.images import archives
 from cropscore_ray.images.ahead import made_ahead
-from cropscore_ray.images.archives import Cell, Member, Span
+from cropscore_ray.images.archives import Cell, Member
 from cropscore_ray.storage import retries, s3
 
 Fetched = bytes | ImageError
@@ -131,20 +131,17 @@ def _reads(uris: list[str], kept: _RowGroups) -> Iterator[Callable[[], _ByUri]]:
 
 
 def _read_file(uri: str) -> _ByUri:
-    try:
-        return {uri: _read(uri)}
-    except ImageError as error:
-        return {uri: error}
+    return {uri: _read(uri)}
 
 
-def _read_span(span: Span) -> _ByUri:
-    try:
-        data = _read(span.file_uri, span.start, span.stop)
-    except ImageError as error:
-        return {member.uri: error for member in span.members}
+def _read_span(span: list[Member]) -> _ByUri:
+    data = _read(span[0].file_uri, span[0].offset, archives.stop_of(span))
     images: _ByUri = {}
-    for member in span.members:
-        at = member.offset - span.start
+    for member in span:
+        if isinstance(data, ImageError):
+            images[member.uri] = data
+            continue
+        at = member.offset - span[0].offset
         image = data[at : at + member.size]
         short = ImageError("missing", f"{member.uri}: the archive ends before it")
         images[member.uri] = image if len(image) == member.size else short
@@ -191,13 +188,13 @@ def _encoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
-def _read(uri: str, start: int = 0, stop: int | None = None) -> bytes:
+def _read(uri: str, start: int = 0, stop: int | None = None) -> Fetched:
     """Return a file's bytes, or those of a part of it, which may be fewer at the end."""
     try:
         read = partial(storage.store_of(uri).read, uri, start, stop, most=LARGEST_BYTES)
         return retries.persistently(read, partial(_may_pass, uri))
     except (OSError, StorageError, ValueError) as error:
-        raise _explained(uri, error) from error
+        return _explained(uri, error)
 
 
 def _may_pass(uri: str, error: Exception) -> bool:
