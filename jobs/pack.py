@@ -35,10 +35,7 @@ def run(
     out, parsed = storage.absolute_uri(out), parse_source(source)
     if overwrite:
         _require_apart(parsed.absolute, out)
-    with sources.opened("pack", parsed, out, shown, overwrite=overwrite, name="source") as (
-        manifest,
-        held,
-    ):
+    with sources.opened("pack", parsed, out, shown, overwrite=overwrite) as (manifest, held):
         if overwrite and isinstance(manifest, StoredManifest):
             [first] = next(manifest.batches(repeat(1)))["image_uri"].to_pylist()
             _require_apart(first, out)

@@ -28,12 +28,12 @@ def opened(
     *,
     overwrite: bool,
     split: str | None = None,
-    name: str = "manifest",
 ) -> Iterator[tuple[StoredManifest | GrowingManifest, Held]]:
     """Hold a run folder while the block runs; give what it works on, and the folder's lock.
 
     What follows in the block: `make_room` for the run, `run_folder.open_run`, and `work`.
     """
+    name = "source" if command == "pack" else "manifest"  # a packed set has another manifest
     with lock.held(run_uri, shown.say) as held:
         run_folder.require_kind(run_uri, command)
         manifest = open_source(source, run_uri, shown, overwrite=overwrite, split=split, name=name)

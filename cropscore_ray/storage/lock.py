@@ -149,11 +149,11 @@ class _Object(NamedTuple):
 
 
 def _read(where: str) -> _Object | None:
-    answer = _call(where, "get_object")
+    answer = _call(where, "get_object", {})
     return None if answer is None else _Object(answer["ETag"], answer["Body"].decode())
 
 
-def _call(where: str, action: str, **arguments: Any) -> dict[str, Any] | None:
+def _call(where: str, action: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
     """Return what S3 answers, or None if it has no such object or it is not as was asked for."""
     bucket, key = s3.bucket_and_key(where)
     try:
@@ -182,7 +182,7 @@ class _Lease:
 
     def take(self, say: Callable[[str], None]) -> None:
         """Make the object, or replace one that nobody renews any more."""
-        while not self._put(IfNoneMatch="*"):
+        while not self._put({"IfNoneMatch": "*"}):
             lock = _read(self.where)
             # It may be this run's own, if it was made and the answer to that got lost.
             if self._is_mine(lock) or (lock and self._stays(lock, say) and self._replace(lock)):
@@ -207,7 +207,7 @@ class _Lease:
         self.renewer.join()
         with suppress(StorageError):  # it will be nobody's soon
             if self._is_mine(_read(self.where)):
-                _call(self.where, "delete_object")
+                _call(self.where, "delete_object", {})
 
     def _renew(self) -> None:
         while not self.ended.wait(RENEW_S):
@@ -223,9 +223,10 @@ class _Lease:
     def _replace(self, lock: _Object) -> bool:
         """Put the object in place of that one, and of no other; return whether it was replaced."""
         # Ceph compares without the quotes that HTTP wants.
-        return any(self._put(IfMatch=etag) for etag in (lock.etag, lock.etag.strip('"')))
+        return any(self._put({"IfMatch": etag}) for etag in (lock.etag, lock.etag.strip('"')))
 
-    def _put(self, **condition: str) -> bool:
+    def _put(self, condition: dict[str, str]) -> bool:
         self.renewals += 1
         body = json.dumps({**_me(), "token": self.token, "renewals": self.renewals})
-        return _call(self.where, "put_object", Body=body.encode(), **condition) is not None
+        put = {"Body": body.encode(), **condition}
+        return _call(self.where, "put_object", put) is not None

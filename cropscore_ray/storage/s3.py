@@ -112,7 +112,7 @@ def iter_level(bucket: str, prefix: str, after: str = "") -> Iterator[tuple[str,
     # Of a folder that begins before the start of a listing, stores show nothing.
     inside, slash, _ = after.removeprefix(prefix).partition("/")
     start = f"{prefix}{inside}" if slash else after
-    for page in _pages(bucket, prefix, start, Delimiter="/"):
+    for page in _pages(bucket, prefix, start, one_level=True):
         keys = [(entry["Key"], False) for entry in page.get("Contents", [])]
         folders = [(entry["Prefix"], True) for entry in page.get("CommonPrefixes", [])]
         for name, is_folder in sorted(keys + folders):
@@ -147,9 +147,12 @@ def _first_keys(bucket: str, prefix: str, after: str) -> tuple[list[str], bool]:
     return keys, bool(page.get("IsTruncated")) and bool(keys)
 
 
-def _pages(bucket: str, prefix: str, after: str, **how: str) -> Iterator[dict[str, Any]]:
+def _pages(
+    bucket: str, prefix: str, after: str, *, one_level: bool = False
+) -> Iterator[dict[str, Any]]:
     """Yield the pages of a listing; one that the store has no time for is asked for again."""
-    where = {"Bucket": bucket, "Prefix": prefix, "StartAfter": after, **how, **payer()}
+    where = {"Bucket": bucket, "Prefix": prefix, "StartAfter": after, **payer()}
+    where |= {"Delimiter": "/"} if one_level else {}
     while True:
         ask = partial(client().list_objects_v2, **where)
         page: dict[str, Any] = retries.persistently(ask, is_transient)
