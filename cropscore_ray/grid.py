@@ -26,13 +26,7 @@ NUM_SQUARES = sum((CELLS - k + 1) ** 2 for k in range(1, CELLS + 1))  # 140
 @cache
 def square_cells() -> NDArray[np.int64]:
     """Return (140, 3): size k, top row and left column of each square, in cells."""
-    squares = [
-        (k, row, column)
-        for k in range(1, CELLS + 1)
-        for row in range(CELLS - k + 1)
-        for column in range(CELLS - k + 1)
-    ]
-    cells = np.array(squares, np.int64)
+    cells = square_rectangles()[:, 1:].copy()
     cells.flags.writeable = False
     return cells
 
@@ -78,8 +72,8 @@ def rectangle_cells() -> NDArray[np.int64]:
 @cache
 def square_rectangles() -> NDArray[np.int64]:
     """Return (140, 4): the squares as blocks: rows, columns, top row and left column."""
-    k, row, column = square_cells().T
-    return np.stack([k, k, row, column], axis=1)
+    rows, columns, _, _ = rectangle_cells().T
+    return np.compress(rows == columns, rectangle_cells(), axis=0)
 
 
 def mirror_order(rectangles_R4: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Clusters by name, in a small file of the user's, and which of them commands go to."""
+"""Clusters by name, in a small file of the user's, and where commands go; no cluster is asked."""
 
 import json
 import os

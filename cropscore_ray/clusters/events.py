@@ -1,7 +1,4 @@
-"""What Ray's other processes tell this one, answer it, or fail with.
-
-Nothing here knows what is told.
-"""
+"""Events, answers and failures of Ray's other processes; what they are about is not known here."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -19,8 +16,8 @@ _LOOK_S = 0.5
 _ERRORS = "cropscore_ray.errors."
 
 
-class _Told:
-    """What workers told and nobody has taken yet."""
+class _Events:
+    """Events that nobody has taken yet."""
 
     def __init__(self) -> None:
         self._events: list[tuple[Any, ...]] = []
@@ -42,10 +39,10 @@ def queue(
     It is looked into twice a second; when it is empty, `nothing` is called.
 
     For progress, which may be lost at the end. The queue is on the node of this process: on
-    another it would be lost with that one, and nothing would be told from then on.
+    another it would be lost with that node, and all later events with it.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    told = ray.remote(_Told).options(num_cpus=0, scheduling_strategy=here).remote()
+    told = ray.remote(_Events).options(num_cpus=0, scheduling_strategy=here).remote()
     ended = threading.Event()
 
     def listen() -> None:

@@ -1,4 +1,4 @@
-"""Ray, started in the process or joined over the network; what it has is not known here."""
+"""Ray, started by this process or joined over the network."""
 
 import logging
 import os

@@ -1,4 +1,7 @@
-"""From a reader's records to a manifest: order, ids, sizes, checked boxes, the report."""
+"""From a reader's records to a manifest: order, ids, sizes, checked boxes, the report.
+
+It knows no format of a source, and does not write the manifest.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """A manifest that grows while a folder is listed, for sets too large to list before work begins.
 
 The lister writes the manifest in chunks, each a whole file, and in the end says how many images
-there are. Who reads it takes chunk after chunk, and waits for those that are not there yet.
-Stopped and started again, the lister goes on after the last image of its last chunk.
+there are. A reader takes chunk after chunk, and waits for those that are not there yet.
+Stopped and started again, the lister resumes after the last image of its last chunk.
 """
 
 import json
@@ -70,16 +70,12 @@ class GrowingManifest:
         ended: dict[str, Any] | None = storage.read_json(where) if storage.exists(where) else None
         return ended
 
-    def chunk_uri(self, number: int) -> str:
-        """Return where a chunk is, or will be."""
-        return chunk_uri(self.uri, number)
-
     def _chunks(self) -> Iterator[pa.Table]:
         number = 0
         while True:
             ended = self.ended()  # before the look for the chunk: it is written after the last
-            if storage.exists(self.chunk_uri(number)):
-                chunk = storage.read_table(self.chunk_uri(number))
+            if storage.exists(chunk_uri(self.uri, number)):
+                chunk = storage.read_table(chunk_uri(self.uri, number))
                 yield chunk.replace_schema_metadata(None)
                 number += 1
             elif ended is None:
@@ -98,7 +94,7 @@ def growing_manifest(folder_uri: str, manifest_uri: str, *, begun: bool) -> Grow
     chunks that are there, its classes are theirs: by now the folder may have others.
     """
     manifest = GrowingManifest(uri=manifest_uri, folder_uri=folder_uri, classes=[])
-    first = manifest.chunk_uri(0)
+    first = chunk_uri(manifest_uri, 0)
     if begun and storage.exists(first):
         return replace(manifest, classes=schema.read_classes(storage.table_schema(first)))
     names = list(islice(storage.iter_folders(folder_uri), _MOST_CLASSES + 1))
@@ -179,7 +175,7 @@ class Lister:
         try:
             self._read_before(listed)
             for chunk in self._chunks(listed):
-                where = self.manifest.chunk_uri(listed.num_chunks)
+                where = chunk_uri(self.manifest.uri, listed.num_chunks)
                 self._write(where, partial(storage.write_table, where, chunk))
                 listed.num_chunks += 1
                 self.has_images.set()
@@ -220,8 +216,8 @@ class Lister:
 
     def _read_before(self, listed: _Listed) -> None:
         """Take in what an earlier start wrote."""
-        while storage.exists(self.manifest.chunk_uri(listed.num_chunks)):
-            rows = storage.read_table(self.manifest.chunk_uri(listed.num_chunks))
+        while storage.exists(chunk_uri(self.manifest.uri, listed.num_chunks)):
+            rows = storage.read_table(chunk_uri(self.manifest.uri, listed.num_chunks))
             listed.num_chunks += 1
             listed.num_images += len(rows)
             without_class = rows.filter(pc.is_null(rows["class_index"]))

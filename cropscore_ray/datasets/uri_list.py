@@ -1,7 +1,7 @@
 """A list of URIs, one on a line, becomes a manifest: a chunk at a time, never all in memory.
 
-A list cannot be asked for again as a folder can, so who goes on with a run gives it once more,
-and it is compared with what was written of it.
+A list cannot be listed again as a folder can. To resume a run it is given once more, and
+compared with what was written of it.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""The next item while this one is in use: a thread makes items before they are asked for."""
+"""A thread makes items before they are asked for; what they are is not known here."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +10,12 @@ Item = TypeVar("Item")
 def made_ahead(
     items: Iterator[Item], *, depth: int = 1, stops_at: Callable[[Item], bool] | None = None
 ) -> Iterator[Item]:
-    """Yield items, none of them None; while one is in use, the next are made in a thread.
+    """Yield items, none of them None; while an item is in use, the next are made in a thread.
 
     Args:
-        items: what makes them, one after the other.
+        items: makes an item each time that it is asked for the next.
         depth: how many are made ahead.
-        stops_at: whether no item is made while that one is in use.
+        stops_at: whether nothing is to be made while an item is in use.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
         ready = [thread.submit(next, items, None) for _ in range(depth)]

@@ -1,4 +1,4 @@
-"""From the bytes of an image to RGB pixels; Pillow decodes."""
+"""From the bytes of an image to RGB pixels, by Pillow; where bytes come from is not known here."""
 
 import io
 import struct

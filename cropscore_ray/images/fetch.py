@@ -1,7 +1,7 @@
 """Encoded images from wherever their URIs point, many at once.
 
-A fetch never raises: what could not be had is an ImageError in its place, and becomes a
-row with a status.
+A fetch never raises: an image that cannot be read is an ImageError in its place, and becomes a
+row with a status. Nothing here decodes an image, or looks at the scheme of a URI.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""A local disk as a store; a file's URI is its path, or `file://` and its path."""
+"""A local disk as a store; a file's URI is its path, with or without `file://`."""
 
 import os
 import uuid

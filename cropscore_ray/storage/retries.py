@@ -1,4 +1,4 @@
-"""To try again what a storage could not do just now."""
+"""To try again what a store could not do just now; the caller knows which errors may pass."""
 
 import errno
 import logging

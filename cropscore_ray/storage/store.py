@@ -1,7 +1,7 @@
 """What a store can do: the base of all stores, and whatever else pyarrow opens.
 
 `disk` and `s3_store` replace what pyarrow does otherwise than they need it. A store knows no
-table and no lock, and explains no error: what fails is an OSError, as a disk has it.
+table and no lock. What fails in it is an OSError, as on a disk; `explained` makes a message of it.
 """
 
 import errno
@@ -113,6 +113,7 @@ class Store:
                 size = file.seek(0, os.SEEK_END)
                 if (stop or size) - start > most:
                     raise OSError(errno.EFBIG, f"{size:,} bytes", uri)
+            if start or most is not None:
                 file.seek(start)
             return bytes(file.read() if stop is None else file.read(stop - start))
 
