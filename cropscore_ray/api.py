@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cropscore_ray import schema, storage
 from cropscore_ray.bulk.run_folder import read_record
-from cropscore_ray.config.sections import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.datasets.manifest import read_manifest
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.evaluation import metrics

@@ -3,7 +3,7 @@
 from functools import partial
 
 from cropscore_ray import storage
-from cropscore_ray.config.sections import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.errors import RunConflictError
 from cropscore_ray.jobs import evaluate, index, localize, recipes, report, train

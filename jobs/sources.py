@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from cropscore_ray import storage
 from cropscore_ray.bulk import pipeline, run_folder
 from cropscore_ray.bulk.parts import BulkRun
-from cropscore_ray.bulk.workers import WorkerConfig
+from cropscore_ray.config.bulk import WorkerConfig
 from cropscore_ray.datasets.listing import GrowingManifest, Lister, growing_manifest
 from cropscore_ray.datasets.manifest import StoredManifest, delete_manifest, open_manifest
 from cropscore_ray.datasets.sources import Source

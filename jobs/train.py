@@ -8,9 +8,9 @@ from operator import attrgetter
 from typing import Any
 
 from cropscore_ray import schema, storage
-from cropscore_ray.bulk.workers import WorkerConfig
+from cropscore_ray.config.bulk import LocalizeConfig, WorkerConfig
 from cropscore_ray.config.overrides import to_dict, to_identity, with_settings
-from cropscore_ray.config.sections import LocalizeConfig, TrainConfig
+from cropscore_ray.config.sections import TrainConfig
 from cropscore_ray.datasets.manifest import Manifest, write_manifest
 from cropscore_ray.errors import ConfigError, StorageError
 from cropscore_ray.images import archives

@@ -28,7 +28,7 @@ from cropscore_ray.bulk.parts import BulkRun
 from cropscore_ray.bulk.predict import Row, ScoreStage
 from cropscore_ray.bulk.run_folder import RunFolder
 from cropscore_ray.bulk.score_actor import Scoring
-from cropscore_ray.config.sections import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.datasets.drawn import CLASS_NAMES, draw_image
 from cropscore_ray.datasets.manifest import Manifest, open_manifest, write_manifest
 from cropscore_ray.images import fetch

@@ -17,7 +17,8 @@ from torch import Tensor
 from cropscore_ray import grid
 from cropscore_ray.bench.measuring import Run
 from cropscore_ray.bulk.predict import ScoreStage
-from cropscore_ray.config.sections import LocalizeConfig, NetworkConfig, TrainConfig
+from cropscore_ray.config.bulk import LocalizeConfig
+from cropscore_ray.config.sections import NetworkConfig, TrainConfig
 from cropscore_ray.datasets.drawn import CLASS_NAMES, draw_image
 from cropscore_ray.images.crop import crop, normalize
 from cropscore_ray.images.decode import decode

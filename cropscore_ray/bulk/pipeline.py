@@ -29,9 +29,10 @@ from cropscore_ray.bulk.parts import BulkRun, fetch_part, images_by_status, plan
 from cropscore_ray.bulk.run_progress import Tally
 from cropscore_ray.bulk.score_actor import CALLS_AT_ONCE, Scoring, StageActor
 from cropscore_ray.bulk.telemetry import RunTelemetry
-from cropscore_ray.bulk.workers import Pool, WorkerConfig, pool
+from cropscore_ray.bulk.workers import Pool, pool
 from cropscore_ray.clusters import events, session
 from cropscore_ray.clusters.events import Handle
+from cropscore_ray.config.bulk import WorkerConfig
 from cropscore_ray.errors import CropscoreError, StorageError
 from cropscore_ray.progress import Snapshot
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cropscore_ray import schema
-from cropscore_ray.config.sections import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.errors import ImageError
 from cropscore_ray.images.decode import Pixels
 from cropscore_ray.images.decode_ahead import Decoded, decode_ahead

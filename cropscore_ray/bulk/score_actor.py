@@ -19,7 +19,7 @@ from cropscore_ray.bulk.telemetry import WorkerTelemetry
 from cropscore_ray.bulk.workers import Pool
 from cropscore_ray.clusters import events
 from cropscore_ray.clusters.events import Handle
-from cropscore_ray.config.sections import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.errors import ImageError
 from cropscore_ray.models.bundle import Bundle, load_bundle
 

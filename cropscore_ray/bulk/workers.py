@@ -4,30 +4,13 @@ import math
 from dataclasses import dataclass
 
 from cropscore_ray.clusters import resources
-from cropscore_ray.config import rules
+from cropscore_ray.config.bulk import WorkerConfig
 from cropscore_ray.errors import ConfigError
 
 _SHARE = 0.75
 """Of the CPUs of a node without GPUs, taken by its worker: more than half, so that there is one
 a node, and less than all, so that something is left to fetch with."""
 _FETCHES = 8
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerConfig:
-    """What is asked for; no part of a run's identity, it may change when the run goes on."""
-
-    num_workers: int | None = None
-    """So many from the start, waited for if there is no room yet; None: as many as have room."""
-    gpus_per_worker: float | None = None
-    """1, a fraction, or 0 for CPUs; None: 1 where the cluster has GPUs or says that it can get
-    some, which Ray's own autoscaler does not say."""
-
-    def __post_init__(self) -> None:
-        if self.num_workers is not None:
-            rules.check(self, "workers", "1 or more", "num_workers")
-        if self.gpus_per_worker is not None:
-            rules.check(self, "workers", "from 0 to 1", "gpus_per_worker")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

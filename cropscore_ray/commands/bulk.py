@@ -78,8 +78,7 @@ def _bulk_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _run_bulk(command: str, source: str, overwrite: bool, **options: Any) -> None:
-    from cropscore_ray.bulk.workers import WorkerConfig
-    from cropscore_ray.config.sections import LocalizeConfig
+    from cropscore_ray.config.bulk import LocalizeConfig, WorkerConfig
     from cropscore_ray.jobs import localize as job
     from cropscore_ray.progress import Progress
 

@@ -1,7 +1,7 @@
-"""Every setting of a run, as frozen dataclasses that check themselves.
+"""The settings of a training, section by section: frozen dataclasses that check themselves.
 
-A run is a complete config: recipes (jobs/recipes.py) return one, `--set a.b=VALUE`
-changes one field of it, and the resolved config is written beside every output.
+A training is a complete config: recipes (jobs/recipes.py) return one, `--set a.b=VALUE`
+changes a field of it, and the resolved config is written into the bundle.
 """
 
 from dataclasses import dataclass, field
@@ -319,29 +319,3 @@ class TrainConfig:
     def held_back_fraction(self) -> float:
         """Share of the localizer's images that is held back, in this mode."""
         return (self.voter if self.mode == "votes" else self.localizer).held_back_fraction
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LocalizeConfig:
-    """What a bulk run computes; part of the run's identity."""
-
-    mode: str | None = None
-    """exact, pyramid, votes (see TrainConfig.mode), or None: what the model learnt from."""
-    classes: str = "both"
-    """predicted: ranks 1 to top_k; label: rank 0, the manifest's class; both."""
-    top_k: int = 5
-    """Predicted classes an image."""
-    part_images: int | None = None
-    """Images a part: one file, and what a lost worker does again, once or twice; None: 64, and
-    more in large runs (cut.sizes)."""
-    max_megapixels: float = MAX_MEGAPIXELS
-    """Larger images are not decoded (status too_large)."""
-
-    def __post_init__(self) -> None:
-        if self.mode is not None:
-            one_of(MODES, "mode", self.mode)
-        one_of(("predicted", "label", "both"), "classes", self.classes)
-        require(1 <= self.top_k <= 1000, "top_k", self.top_k, "from 1 to 1000")
-        fits = self.part_images is None or self.part_images >= 1
-        require(fits, "part_images", self.part_images, "1 or more, or null")
-        require(self.max_megapixels > 0, "max_megapixels", self.max_megapixels, "above 0")

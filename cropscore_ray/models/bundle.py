@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from cropscore_ray import storage
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.config.overrides import from_dict, to_dict, to_identity
-from cropscore_ray.config.sections import LocalizeConfig, PreprocessConfig, TrainConfig
+from cropscore_ray.config.sections import PreprocessConfig, TrainConfig
 from cropscore_ray.errors import ConfigError, ModelError
 from cropscore_ray.grid import CELLS, NUM_SQUARES
 from cropscore_ray.schema import ImageClass

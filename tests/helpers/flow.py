@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cropscore_ray import storage
-from cropscore_ray.config.sections import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.jobs import index, localize, recipes, train
 

@@ -9,7 +9,8 @@ import pytest
 from cropscore_ray.bench import pipeline as pipeline_bench
 from cropscore_ray.bench import scorer as scorer_bench
 from cropscore_ray.bench.pipeline import Returns, Size, Way
-from cropscore_ray.config.sections import LocalizeConfig, NetworkConfig
+from cropscore_ray.config.bulk import LocalizeConfig
+from cropscore_ray.config.sections import NetworkConfig
 from cropscore_ray.jobs import bench
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 from cropscore_ray import storage
 from cropscore_ray.bulk.predict import LocalizeStage
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.config.overrides import with_settings
-from cropscore_ray.config.sections import LocalizeConfig
 from cropscore_ray.datasets.drawn import CLASS_NAMES
 from cropscore_ray.errors import ConfigError, RunConflictError
 from cropscore_ray.jobs import evaluate, localize, recipes, train

@@ -6,7 +6,7 @@ import pytest
 from models import random_model
 
 from cropscore_ray import storage
-from cropscore_ray.config.sections import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.datasets import listing
 from cropscore_ray.datasets.manifest import read_manifest
 from cropscore_ray.errors import ConfigError, DataError, RunConflictError

@@ -15,8 +15,8 @@ from flow import CONFIG, NUM_VAL, Flow, rows
 from PIL import Image
 
 from cropscore_ray import storage
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.config.overrides import with_settings
-from cropscore_ray.config.sections import LocalizeConfig
 from cropscore_ray.errors import ConfigError, DataError, ModelError, RunConflictError
 from cropscore_ray.jobs import index, localize, pack, recipes, train
 from cropscore_ray.models.bundle import load_bundle, save_bundle

@@ -17,8 +17,8 @@ from paired import paired
 from scipy.stats import spearmanr
 
 from cropscore_ray import geometry, storage
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.config.overrides import with_settings
-from cropscore_ray.config.sections import LocalizeConfig
 from cropscore_ray.datasets.manifest import read_manifest
 from cropscore_ray.evaluation.metrics import image_outcomes
 from cropscore_ray.images.decode import decode

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cropscore_ray import storage
-from cropscore_ray.config.sections import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.jobs import localize, train
 from cropscore_ray.models import scorer
 

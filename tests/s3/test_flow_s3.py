@@ -8,8 +8,8 @@ import pytest
 from models import random_model
 
 from cropscore_ray import storage
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.config.overrides import with_settings
-from cropscore_ray.config.sections import LocalizeConfig
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.errors import RunConflictError
 from cropscore_ray.jobs import index, localize, recipes, train

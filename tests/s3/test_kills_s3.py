@@ -18,7 +18,7 @@ from models import random_model
 from plain import without_ray
 
 from cropscore_ray import storage
-from cropscore_ray.config.sections import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.jobs import index, localize
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import cropscore_ray as cropscore
 from cropscore_ray import schema, storage
-from cropscore_ray.config.sections import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.errors import ConfigError, DataError, ImageError, ModelError
 from cropscore_ray.jobs import index, localize

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.config.overrides import LATER, to_identity
-from cropscore_ray.config.sections import LocalizeConfig
 from cropscore_ray.datasets.manifest import open_manifest
 from cropscore_ray.jobs import train
 from cropscore_ray.models.bundle import load_bundle

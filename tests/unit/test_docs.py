@@ -147,7 +147,7 @@ def test_design_describes_the_keys_that_every_run_json_has(tmp_path: Path) -> No
 def test_design_describes_the_keys_of_a_bundle_and_what_a_run_takes_from_it(
     tmp_path: Path,
 ) -> None:
-    from cropscore_ray.config.sections import LocalizeConfig
+    from cropscore_ray.config.bulk import LocalizeConfig
     from cropscore_ray.jobs import localize
     from cropscore_ray.models.bundle import Bundle, save_bundle
 

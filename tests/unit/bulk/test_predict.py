@@ -13,7 +13,7 @@ from PIL import Image
 
 from cropscore_ray import schema
 from cropscore_ray.bulk.predict import LocalizeStage, Row, ScoreStage
-from cropscore_ray.config.sections import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.datasets.drawn import draw_image
 from cropscore_ray.errors import ImageError, ModelError
 from cropscore_ray.grid import NUM_SQUARES

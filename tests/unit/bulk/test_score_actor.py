@@ -18,7 +18,7 @@ from cropscore_ray.bulk.score_actor import Scoring, StageActor
 from cropscore_ray.bulk.telemetry import WorkerTelemetry
 from cropscore_ray.bulk.workers import Pool
 from cropscore_ray.clusters import events
-from cropscore_ray.config.sections import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.images.fetch import Fetched
 
 

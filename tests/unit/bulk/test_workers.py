@@ -2,8 +2,9 @@
 
 import pytest
 
-from cropscore_ray.bulk.workers import Pool, WorkerConfig, pool
+from cropscore_ray.bulk.workers import Pool, pool
 from cropscore_ray.clusters import resources
+from cropscore_ray.config.bulk import WorkerConfig
 from cropscore_ray.errors import ConfigError
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.config.overrides import from_dict, to_dict, with_settings
 from cropscore_ray.config.sections import (
-    LocalizeConfig,
     LocalizerConfig,
     NetworkConfig,
     PreprocessConfig,

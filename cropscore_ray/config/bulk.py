@@ -1,0 +1,49 @@
+"""The settings of a bulk run: what it computes, and with how many processes."""
+
+from dataclasses import dataclass
+
+from cropscore_ray.config.rules import check, one_of, require
+from cropscore_ray.config.sections import MAX_MEGAPIXELS, MODES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalizeConfig:
+    """What a bulk run computes; part of the run's identity."""
+
+    mode: str | None = None
+    """exact, pyramid, votes (see TrainConfig.mode), or None: what the model learnt from."""
+    classes: str = "both"
+    """predicted: ranks 1 to top_k; label: rank 0, the manifest's class; both."""
+    top_k: int = 5
+    """Predicted classes an image."""
+    part_images: int | None = None
+    """Images a part: one file, and what a lost worker does again, once or twice; None: 64, and
+    more in large runs (part_sizes.sizes)."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """Larger images are not decoded (status too_large)."""
+
+    def __post_init__(self) -> None:
+        if self.mode is not None:
+            one_of(MODES, "mode", self.mode)
+        one_of(("predicted", "label", "both"), "classes", self.classes)
+        require(1 <= self.top_k <= 1000, "top_k", self.top_k, "from 1 to 1000")
+        fits = self.part_images is None or self.part_images >= 1
+        require(fits, "part_images", self.part_images, "1 or more, or null")
+        require(self.max_megapixels > 0, "max_megapixels", self.max_megapixels, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerConfig:
+    """Which processes hold the model; no part of a run's identity: a resumed run may change it."""
+
+    num_workers: int | None = None
+    """So many from the start, waited for if there is no room yet; None: as many as have room."""
+    gpus_per_worker: float | None = None
+    """1, a fraction, or 0 for CPUs; None: 1 where the cluster has GPUs or announces that it can get
+    some, which Ray's own autoscaler does not."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers is not None:
+            check(self, "workers", "1 or more", "num_workers")
+        if self.gpus_per_worker is not None:
+            check(self, "workers", "from 0 to 1", "gpus_per_worker")
