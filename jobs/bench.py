@@ -16,10 +16,11 @@ from cropscore_ray.bench import roofline
 from cropscore_ray.bench import scorer as scorer_bench
 from cropscore_ray.bench import training as training_bench
 from cropscore_ray.bench.measuring import Measured, machine, measure, ratio
+from cropscore_ray.config.bench import BenchConfig
 from cropscore_ray.config.sections import LocalizerConfig
 from cropscore_ray.errors import CropscoreError
 from cropscore_ray.grid import NUM_SQUARES
-from cropscore_ray.models.bundle import SCORER, load_bundle
+from cropscore_ray.models.bundle import SCORER, Bundle, load_bundle
 from cropscore_ray.models.inference import best_dtype
 from cropscore_ray.progress import Progress
 from cropscore_ray.storage import absolute_uri, delete_folder, join
@@ -34,97 +35,73 @@ RATIOS = (
 )
 
 
-def run(what: str, **options: Any) -> dict[str, Any]:
+def run(name: str, config: BenchConfig) -> dict[str, Any]:
     """Run a benchmark by name, and show how far it is; return machine, rows and ratios."""
     shown = Progress()
     with shown.live():
-        progress = partial(shown.update, f"bench {what}")
-        return BENCHMARKS[what](**options, progress=progress)
+        return BENCHMARKS[name](config, partial(shown.update, f"bench {name}"))
 
 
-def scorer(
-    *, model: str | None = None, rounds: int = 5, progress: Callable[[int, int], None]
-) -> dict[str, Any]:
+def scorer(config: BenchConfig, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Measure the crop-scoring engine; return machine, rows and ratios.
 
-    Args:
-        model: a bundle with a scorer; None: torchvision's GoogLeNet with random weights.
-        rounds: measurements of each contestant.
-        progress: told of runs done and runs in all.
+    `progress` takes the number of runs done, and of all runs; so in the others.
     """
     device = _device()
     dtype = best_dtype(device)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = load_bundle(model) if model else scorer_bench.random_bundle(folder)
-        bundle.require(SCORER)
+        bundle = _bundle(config, folder)
         with scorer_bench.contestants(bundle.uri) as contestants:
-            rows = measure(contestants, unit="images/s", rounds=rounds, progress=progress)
+            rows = measure(contestants, unit="images/s", rounds=config.rounds, progress=progress)
         layers = roofline.layers(bundle.network(SCORER), bundle.preprocess.input_px)
-    matrix = roofline.matrix_rate(device, dtype, rounds)
-    copy = roofline.copy_rate(device, rounds)
+    matrix = roofline.matrix_rate(device, dtype, config.rounds)
+    copy = roofline.copy_rate(device, config.rounds)
     limit = roofline.roofline(layers, matrix.median, copy.median, dtype.itemsize)
     ceiling = Measured(name="roofline", unit="images/s", values=[limit / NUM_SQUARES])
     ratios = {f"{over}/{under}": ratio(rows, over, under) for over, under in RATIOS}
     exact = next(row for row in rows if row.name == "exact")
     ratios["exact/roofline"] = exact.median / ceiling.median
-    return _found(device, [*rows, matrix, copy, ceiling], ratios)
+    return _report(device, [*rows, matrix, copy, ceiling], ratios)
 
 
-def localizer(
-    *, images: int = 20, rounds: int = 5, progress: Callable[[int, int], None]
-) -> dict[str, Any]:
+def localizer(config: BenchConfig, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Measure class-wise fine-tuning, stacked and as a loop; return machine, rows and ratios.
-
-    Args:
-        images: training images of each of the 1,000 classes; a mirrored one counts as one.
-        rounds: measurements of each way.
-        progress: told of runs done and runs in all.
 
     Raises:
         CropscoreError: the two ways' weights differ by more than 1e-4.
     """
     device = _device()
-    contestants, difference = localizer_bench.contestants(images, LocalizerConfig(), device)
+    contestants, difference = localizer_bench.contestants(config.images, LocalizerConfig(), device)
     if difference > _SAME:
         raise CropscoreError(f"the two ways' weights differ by {difference:.2g}")
-    rows = measure(contestants, unit="classes/s", rounds=rounds, progress=progress)
+    rows = measure(contestants, unit="classes/s", rounds=config.rounds, progress=progress)
     apart = Measured(name="largest difference", unit="of weights", values=[difference])
-    return _found(device, [*rows, apart], {"stacked/loop": ratio(rows, "stacked", "loop")})
+    return _report(device, [*rows, apart], {"stacked/loop": ratio(rows, "stacked", "loop")})
 
 
-def training(
-    *,
-    storage: str | None = None,
-    steps: int = 20,
-    rounds: int = 5,
-    progress: Callable[[int, int], None],
-) -> dict[str, Any]:
+def training(config: BenchConfig, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Measure training steps on Ray workers; return machine, rows and ratios.
-
-    Args:
-        storage: where checkpoints go; None: a temporary folder.
-        steps: of an epoch, two or more; some epochs have a checkpoint in the middle.
-        rounds: trainings with each number of workers.
-        progress: told of rounds done and rounds in all.
 
     Raises:
         ConfigError: the cluster has several nodes.
     """
     use_gpu = training_bench.on_gpu()
-    size = training_bench.Size(steps=steps)
-    found = []
+    size = training_bench.Size(steps=config.steps)
+    rounds = []
     with tempfile.TemporaryDirectory() as folder:
         images = training_bench.draw_images(Path(folder), size.num_images)
-        # A folder of its own: a training goes on from what it finds.
-        where = join(absolute_uri(storage or folder), f"bench-{uuid.uuid4().hex[:8]}")
+        # A folder of its own: a training resumes from the checkpoints that are there.
+        where = join(absolute_uri(config.storage or folder), f"bench-{uuid.uuid4().hex[:8]}")
         try:
-            for number in range(rounds):
-                progress(number, rounds)
-                found.append(training_bench.run_round(images, size, where, number, use_gpu=use_gpu))
+            for number in range(config.rounds):
+                progress(number, config.rounds)
+                rounds.append(
+                    training_bench.run_round(images, size, where, number, use_gpu=use_gpu)
+                )
         finally:
             delete_folder(where)
-        progress(rounds, rounds)
-    rows = training_bench.measured(found, size)
+        progress(config.rounds, config.rounds)
+    rows = training_bench.measured(rounds, size)
     one, two = training_bench.WORKERS
     ratios = {
         "two workers/one worker": ratio(rows, two, one),
@@ -132,35 +109,31 @@ def training(
         "one worker, with checkpoints/without": ratio(rows, one, f"{one}, with checkpoints"),
         "two workers, with checkpoints/without": ratio(rows, two, f"{two}, with checkpoints"),
     }
-    return _found(torch.device("cuda" if use_gpu else "cpu"), rows, ratios)
+    return _report(torch.device("cuda" if use_gpu else "cpu"), rows, ratios)
 
 
-def pipeline(
-    *, model: str | None = None, rounds: int = 5, progress: Callable[[int, int], None]
-) -> dict[str, Any]:
-    """Measure the bulk run on Ray; return machine, rows and ratios.
-
-    Args:
-        model: a bundle with a scorer; None: torchvision's GoogLeNet with random weights.
-        rounds: measurements of each thing.
-        progress: told of runs done and runs in all.
-    """
+def pipeline(config: BenchConfig, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Measure the bulk run on Ray; return machine, rows and ratios."""
     device = _device()
-    found = []
+    rounds = []
     with tempfile.TemporaryDirectory() as folder:
-        bundle = load_bundle(model) if model else scorer_bench.random_bundle(f"{folder}/model")
+        bundle = (
+            load_bundle(config.model)
+            if config.model
+            else scorer_bench.random_bundle(f"{folder}/model")
+        )
         bundle.require(SCORER)
         steps = itertools.count(1)
-        for _ in range(rounds):
-            found.append(
+        for _ in range(config.rounds):
+            rounds.append(
                 pipeline_bench.run_round(
                     Path(folder),
                     bundle.uri,
                     pipeline_bench.SIZE,
-                    lambda: progress(next(steps), rounds * pipeline_bench.SIZE.num_steps),
+                    lambda: progress(next(steps), config.rounds * pipeline_bench.SIZE.num_steps),
                 )
             )
-    rows = pipeline_bench.measured(found)
+    rows = pipeline_bench.measured(rounds)
     few, more, most = pipeline_bench.SIZE.shards
     ratios = {
         f"pipeline/bare:{mode}": ratio(rows, f"pipeline, {mode}", f"bare, {mode}")
@@ -172,10 +145,10 @@ def pipeline(
     ratios["overhead_100k/overhead_1k"] = ratio(rows, over, under)
     resume, full = "resume, 99 % done", f"whole run, {most:,} images"
     ratios["resume_99/full"] = ratio(rows, resume, full)
-    return _found(device, rows, ratios)
+    return _report(device, rows, ratios)
 
 
-BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
+BENCHMARKS = {
     "scorer": scorer,
     "localizer": localizer,
     "training": training,
@@ -183,11 +156,18 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
+def _bundle(config: BenchConfig, folder: str) -> Bundle:
+    """Return the bundle that was asked for, or one with random weights in the folder."""
+    bundle = load_bundle(config.model) if config.model else scorer_bench.random_bundle(folder)
+    bundle.require(SCORER)
+    return bundle
+
+
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _found(device: torch.device, rows: list[Measured], ratios: dict[str, float]) -> dict[str, Any]:
+def _report(device: torch.device, rows: list[Measured], ratios: dict[str, float]) -> dict[str, Any]:
     return {"machine": machine(device), "rows": [_plain(row) for row in rows], "ratios": ratios}
 
 
@@ -203,14 +183,14 @@ def _plain(row: Measured) -> dict[str, Any]:
     }
 
 
-def render(found: dict[str, Any]) -> str:
+def render(report: dict[str, Any]) -> str:
     """Return the figures as a table for people."""
-    lines = [", ".join(f"{name} {value}" for name, value in found["machine"].items()), ""]
-    names = [f"{row['name']}, {row['unit']}" for row in found["rows"]]
-    width = max(map(len, [*names, *found["ratios"]])) + 2
+    lines = [", ".join(f"{name} {value}" for name, value in report["machine"].items()), ""]
+    names = [f"{row['name']}, {row['unit']}" for row in report["rows"]]
+    width = max(map(len, [*names, *report["ratios"]])) + 2
     lines.append(f"{'':{width}}{'median':>12}{'min':>12}{'max':>12}{'runs':>6}")
-    for name, row in zip(names, found["rows"], strict=True):
+    for name, row in zip(names, report["rows"], strict=True):
         numbers = "".join(f"{row[key]:>12.4g}" for key in ("median", "min", "max"))
         lines.append(f"{name:{width}}{numbers}{row['runs']:>6}")
-    lines += ["", *(f"{name:{width}}{value:>12.3f}" for name, value in found["ratios"].items())]
+    lines += ["", *(f"{name:{width}}{value:>12.3f}" for name, value in report["ratios"].items())]
     return "\n".join(lines)

@@ -1,9 +1,9 @@
 """The job behind `cropscore demo`: every stage, on an image set that the program draws."""
 
-from functools import partial
+from dataclasses import replace
 
 from cropscore_ray import storage
-from cropscore_ray.config.bulk import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig, RunConfig
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.errors import RunConflictError
 from cropscore_ray.jobs import evaluate, index, localize, recipes, report, train
@@ -35,20 +35,12 @@ def run(out: str, *, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> str:
         )
         index.run(f"csv:{labels}", manifest, overwrite=True)
         train.run("all", data=manifest, model=model, config=recipes.demo(), progress=progress)
-        boxes = partial(
-            localize.run,
-            "localize",
-            source=manifest,
-            split="val",
-            model=model,
-            out=run_folder,
-            config=LocalizeConfig(part_images=32),
-            progress=progress,
-        )
+        run = RunConfig(source=manifest, split="val", model=model, out=run_folder)
+        boxes = LocalizeConfig(part_images=32)
         try:
-            boxes()
+            localize.run("localize", run, boxes, progress=progress)
         except RunConflictError:  # of an older version's model: a demo begins afresh
-            boxes(overwrite=True)
+            localize.run("localize", replace(run, overwrite=True), boxes, progress=progress)
     evaluation = evaluate.run(
         run_folder, manifest, split="val", json_path=storage.join(out, "metrics.json")
     )

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from cropscore_ray import schema, storage
-from cropscore_ray.config.bulk import LocalizeConfig, WorkerConfig
+from cropscore_ray.config.bulk import LocalizeConfig, RunConfig, WorkerConfig
 from cropscore_ray.config.overrides import to_dict, to_identity, with_settings
 from cropscore_ray.config.sections import TrainConfig
 from cropscore_ray.datasets.manifest import Manifest, write_manifest
@@ -270,11 +270,8 @@ def _score_images(run: TrainingRun, bundle: Bundle, manifest: Manifest, shown: P
     write_manifest(source, images)
     record = localize.run(
         "score",
-        source=source,
-        model=run.model_uri,
-        out=where,
-        config=LocalizeConfig(classes="label"),
-        retry=True,
+        RunConfig(source=source, model=run.model_uri, out=where, retry=True),
+        LocalizeConfig(classes="label"),
         workers=WorkerConfig(gpus_per_worker=None if use_gpu is None else float(use_gpu)),
         progress=shown,
     )

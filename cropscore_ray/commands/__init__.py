@@ -1,1 +1,1 @@
-"""Commands of the command line that share options or have subcommands; cli.py has the others."""
+"""The commands of the command line, a file a group; cli.py adds them to `cropscore`."""

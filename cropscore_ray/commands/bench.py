@@ -2,10 +2,11 @@
 # ruff: noqa: D301 (\b is the backspace with which click keeps an example's lines apart)
 
 import json
-from collections.abc import Callable
-from typing import Any
 
 import click
+
+from cropscore_ray.commands.options import together, with_configs
+from cropscore_ray.config.bench import BenchConfig
 
 
 @click.group()
@@ -18,21 +19,17 @@ def bench() -> None:
     """
 
 
-def _common(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.option(
-            "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of each."
-        ),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
-    ):
-        command = option(command)
-    return command
+_options = together(
+    with_configs(BenchConfig),
+    click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of each."),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
+)
 
 
 @bench.command()
 @click.option("--model", metavar="BUNDLE", help="Whose scorer; a GoogLeNet at random without.")
-@_common
-def scorer(**options: Any) -> None:
+@_options
+def scorer(config: BenchConfig, as_json: bool) -> None:
     """Score crops: against a naive loop, good practice, and the limits of the machine.
 
     Both modes of the engine, its own networks alone, and what memory and arithmetic allow.
@@ -41,22 +38,22 @@ def scorer(**options: Any) -> None:
     Example:
         cropscore bench scorer --json
     """
-    _run("scorer", **options)
+    _run("scorer", config, as_json)
 
 
 @bench.command()
 @click.option(
     "--images", type=click.IntRange(1), default=20, show_default=True, help="Of each class."
 )
-@_common
-def localizer(**options: Any) -> None:
+@_options
+def localizer(config: BenchConfig, as_json: bool) -> None:
     """Train last layers for 1,000 classes: in one stack against a loop over classes.
 
     \b
     Example:
         cropscore bench localizer --images 100
     """
-    _run("localizer", **options)
+    _run("localizer", config, as_json)
 
 
 @bench.command()
@@ -68,8 +65,8 @@ def localizer(**options: Any) -> None:
     show_default=True,
     help="Of an epoch; some epochs have one checkpoint. Trainings write one in 200 steps.",
 )
-@_common
-def training(**options: Any) -> None:
+@_options
+def training(config: BenchConfig, as_json: bool) -> None:
     """Take training steps: with two workers against one, and with checkpoints against none.
 
     On CPUs a worker has one thread, so that two have twice the arithmetic of one.
@@ -78,13 +75,13 @@ def training(**options: Any) -> None:
     Example:
         cropscore bench training --storage s3://bucket/bench
     """
-    _run("training", **options)
+    _run("training", config, as_json)
 
 
 @bench.command()
 @click.option("--model", metavar="BUNDLE", help="Whose scorer; a GoogLeNet at random without.")
-@_common
-def pipeline(**options: Any) -> None:
+@_options
+def pipeline(config: BenchConfig, as_json: bool) -> None:
     """Run in bulk on Ray: against the engine's bare loop, and what it costs an image.
 
     Also its memory for 1,000 to 100,000 images, and a run that goes on when 99 % is done.
@@ -93,11 +90,11 @@ def pipeline(**options: Any) -> None:
     Example:
         cropscore bench pipeline --json
     """
-    _run("pipeline", **options)
+    _run("pipeline", config, as_json)
 
 
-def _run(what: str, *, as_json: bool, **options: Any) -> None:
+def _run(name: str, config: BenchConfig, as_json: bool) -> None:
     from cropscore_ray.jobs import bench as job
 
-    found = job.run(what, **options)
-    click.echo(json.dumps(found, indent=2) if as_json else job.render(found))
+    report = job.run(name, config)
+    click.echo(json.dumps(report, indent=2) if as_json else job.render(report))

@@ -1,7 +1,6 @@
 """The commands that go through an image set of any size: `score`, `localize` and `pack`."""
 # ruff: noqa: D301 (\b is the backspace with which click keeps an example's lines apart)
 
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -10,100 +9,86 @@ from cropscore_ray.commands.options import (
     model_option,
     overwrite_option,
     split_option,
+    together,
+    with_configs,
+)
+from cropscore_ray.config.bulk import LocalizeConfig, RunConfig, WorkerConfig
+
+_bulk_options = together(
+    with_configs(RunConfig, LocalizeConfig, WorkerConfig),
+    click.argument("source"),
+    model_option,
+    click.option("--out", required=True, metavar="URI", help="The run folder."),
+    click.option(
+        "--classes",
+        type=click.Choice(["predicted", "label", "both"]),
+        default="both",
+        show_default=True,
+        help="Classes to localize: the predicted ones, the manifest's label, or both.",
+    ),
+    click.option(
+        "--top",
+        "top_k",
+        type=click.IntRange(1, 1000),
+        default=5,
+        show_default=True,
+        help="Predicted classes an image.",
+    ),
+    click.option(
+        "--mode",
+        type=click.Choice(["exact", "pyramid"]),
+        help="exact: 140 separate crops. pyramid: the same squares from three maps of the "
+        "image, several times faster. Without it, what the model learnt from, which is what "
+        "localize can do.",
+    ),
+    click.option(
+        "--part-images",
+        type=click.IntRange(1),
+        help="Images a file; a lost worker's work on two of them is done again at most.  "
+        "[default: 64; in runs of over 65,000 images the later files have 128 and 256]",
+    ),
+    click.option(
+        "--max-failed-fraction",
+        type=click.FloatRange(0, 1),
+        default=1.0,
+        show_default=True,
+        help="Exit with 1 if more of the images failed, or all.",
+    ),
+    click.option(
+        "--workers",
+        "num_workers",
+        type=click.IntRange(1),
+        help="Processes that hold the model, waited for where the cluster has no room yet. "
+        "Without it one a GPU, or one a node without any, and more as nodes come.",
+    ),
+    click.option(
+        "--gpus-per-worker",
+        type=click.FloatRange(0, 1),
+        help="What each takes of a GPU; 0 for CPUs. Without it 1 where there are GPUs.",
+    ),
+    click.option(
+        "--retry",
+        is_flag=True,
+        help="Of a complete run, try again what was unreachable or throttled.",
+    ),
+    split_option,
+    overwrite_option,
 )
 
 
-def _bulk_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.argument("source"),
-        model_option,
-        click.option("--out", required=True, metavar="URI", help="The run folder."),
-        click.option(
-            "--classes",
-            type=click.Choice(["predicted", "label", "both"]),
-            default="both",
-            show_default=True,
-            help="Classes to localize: the predicted ones, the manifest's label, or both.",
-        ),
-        click.option(
-            "--top",
-            "top_k",
-            type=click.IntRange(1, 1000),
-            default=5,
-            show_default=True,
-            help="Predicted classes an image.",
-        ),
-        click.option(
-            "--mode",
-            type=click.Choice(["exact", "pyramid"]),
-            help="exact: 140 separate crops. pyramid: the same squares from three maps of the "
-            "image, several times faster. Without it, what the model learnt from, which is what "
-            "localize can do.",
-        ),
-        click.option(
-            "--part-images",
-            type=click.IntRange(1),
-            help="Images a file; a lost worker's work on two of them is done again at most.  "
-            "[default: 64; in runs of over 65,000 images the later files have 128 and 256]",
-        ),
-        click.option(
-            "--max-failed-fraction",
-            type=click.FloatRange(0, 1),
-            default=1.0,
-            show_default=True,
-            help="Exit with 1 if more of the images failed, or all.",
-        ),
-        click.option(
-            "--workers",
-            "num_workers",
-            type=click.IntRange(1),
-            help="Processes that hold the model, waited for where the cluster has no room yet. "
-            "Without it one a GPU, or one a node without any, and more as nodes come.",
-        ),
-        click.option(
-            "--gpus-per-worker",
-            type=click.FloatRange(0, 1),
-            help="What each takes of a GPU; 0 for CPUs. Without it 1 where there are GPUs.",
-        ),
-        click.option(
-            "--retry",
-            is_flag=True,
-            help="Of a complete run, try again what was unreachable or throttled.",
-        ),
-        split_option,
-        overwrite_option,
-    ):
-        command = option(command)
-    return command
-
-
-def _run_bulk(command: str, source: str, overwrite: bool, **options: Any) -> None:
-    from cropscore_ray.config.bulk import LocalizeConfig, WorkerConfig
+def _run_bulk(command: str, run: RunConfig, config: LocalizeConfig, workers: WorkerConfig) -> None:
     from cropscore_ray.jobs import localize as job
     from cropscore_ray.progress import Progress
 
-    fields = {name: options.pop(name) for name in ("classes", "top_k", "mode", "part_images")}
-    config = LocalizeConfig(**fields)
-    workers = WorkerConfig(
-        **{name: options.pop(name) for name in ("num_workers", "gpus_per_worker")}
-    )
     progress = Progress()
     with progress.live():
-        record = job.run(
-            command,
-            source=source,
-            config=config,
-            workers=workers,
-            overwrite=overwrite,
-            progress=progress,
-            **options,
-        )
-    click.echo(_summary(options["out"], record["counts"]))
+        record = job.run(command, run, config, workers=workers, progress=progress)
+    click.echo(_summary(run.out, record["counts"]))
 
 
 @click.command()
 @_bulk_options
-def score(source: str, **options: Any) -> None:
+def score(run: RunConfig, config: LocalizeConfig, workers: WorkerConfig) -> None:
     """Score the 140 crops of every image.
 
     SOURCE is a manifest or anything that `index` takes.
@@ -112,12 +97,12 @@ def score(source: str, **options: Any) -> None:
     Example:
         cropscore score manifest --model bundle --out scores --classes label
     """
-    _run_bulk("score", source, **options)
+    _run_bulk("score", run, config, workers)
 
 
 @click.command()
 @_bulk_options
-def localize(source: str, **options: Any) -> None:
+def localize(run: RunConfig, config: LocalizeConfig, workers: WorkerConfig) -> None:
     """Find a box for every image and class.
 
     SOURCE is a manifest or anything that `index` takes. Starting the same command again
@@ -129,7 +114,7 @@ def localize(source: str, **options: Any) -> None:
         cropscore localize manifest --split val --model bundle --out s3://bucket/run
         find photos -name '*.jpg' | cropscore localize - --model bundle --out run
     """
-    _run_bulk("localize", source, **options)
+    _run_bulk("localize", run, config, workers)
 
 
 @click.command()

@@ -5,6 +5,7 @@ import json
 
 import click
 
+from cropscore_ray.commands.options import json_option
 from cropscore_ray.commands.render import render
 
 
@@ -79,7 +80,7 @@ def attach(where: str, file: str) -> None:
 @cluster.command()
 @_where
 @_file
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def status(where: str, file: str, as_json: bool) -> None:
     """Tell the head's address, and the nodes by type and state.
 

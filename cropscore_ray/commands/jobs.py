@@ -4,28 +4,23 @@
 import json
 import secrets
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import click
 
+from cropscore_ray.commands.options import json_option, together
 
-def _to_cluster(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.option(
-            "--address",
-            metavar="URL",
-            help="The cluster's dashboard, or its name; else RAY_API_SERVER_ADDRESS, "
-            "RAY_ADDRESS if it is a dashboard's, or the cluster of `cropscore cluster use`.",
-        ),
-        click.option(
-            "--insecure",
-            is_flag=True,
-            help="Accept a cluster elsewhere that asks for no token.",
-        ),
-    ):
-        command = option(command)
-    return command
+_to_cluster = together(
+    click.option(
+        "--address",
+        metavar="URL",
+        help="The cluster's dashboard, or its name; else RAY_API_SERVER_ADDRESS, "
+        "RAY_ADDRESS if it is a dashboard's, or the cluster of `cropscore cluster use`.",
+    ),
+    click.option(
+        "--insecure", is_flag=True, help="Accept a cluster elsewhere that asks for no token."
+    ),
+)
 
 
 def _connect(address: str | None, insecure: bool) -> Any:
@@ -86,13 +81,9 @@ def jobs() -> None:
     """
 
 
-def _as_json(command: Callable[..., None]) -> Callable[..., None]:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
-
-
 @jobs.command("list")
 @_to_cluster
-@_as_json
+@json_option
 def list_jobs(address: str | None, insecure: bool, as_json: bool) -> None:
     """List the jobs, the latest first.
 
@@ -112,7 +103,7 @@ def list_jobs(address: str | None, insecure: bool, as_json: bool) -> None:
 
 @jobs.command()
 @_to_cluster
-@_as_json
+@json_option
 @click.argument("job_id")
 def status(address: str | None, insecure: bool, as_json: bool, job_id: str) -> None:
     """Tell how a job is.
@@ -135,7 +126,7 @@ def status(address: str | None, insecure: bool, as_json: bool, job_id: str) -> N
 @jobs.command()
 @_to_cluster
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job ends, with its status.")
-@_as_json
+@json_option
 @click.argument("job_id")
 def logs(address: str | None, insecure: bool, follow: bool, as_json: bool, job_id: str) -> None:
     """Print what a job has printed.
@@ -153,7 +144,7 @@ def logs(address: str | None, insecure: bool, follow: bool, as_json: bool, job_i
 
 @jobs.command()
 @_to_cluster
-@_as_json
+@json_option
 @click.argument("job_id")
 def stop(address: str | None, insecure: bool, as_json: bool, job_id: str) -> None:
     """Stop a job. What it has written stays; submitted again, it goes on.

@@ -2,23 +2,34 @@
 # ruff: noqa: D301 (\b is the backspace with which click keeps an example's lines apart)
 
 import json
+from typing import Any
 
 import click
 
+from cropscore_ray.commands.options import take
+
 
 @click.command()
-@click.option("--images", type=click.IntRange(1), required=True, help="How many there are.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="GPUs.")
 @click.option(
-    "--rate", type=click.FloatRange(0, min_open=True), help="Images a second of one worker."
+    "--images", "num_images", type=click.IntRange(1), required=True, help="How many there are."
+)
+@click.option(
+    "--workers", "num_workers", type=click.IntRange(1), default=1, show_default=True, help="GPUs."
+)
+@click.option(
+    "--rate",
+    "images_per_s",
+    type=click.FloatRange(0, min_open=True),
+    help="Images a second of one worker.",
 )
 @click.option(
     "--bench", metavar="FILE", help="In place of --rate: what `bench scorer --json` printed."
 )
 @click.option("--mode", type=click.Choice(["exact", "pyramid"]), default="exact", show_default=True)
-@click.option("--price", type=click.FloatRange(0), help="Of a worker an hour.")
+@click.option("--price", "price_per_hour", type=click.FloatRange(0), help="Of a worker an hour.")
 @click.option(
     "--losses",
+    "losses_per_hour",
     type=click.FloatRange(0),
     default=0.0,
     show_default=True,
@@ -26,6 +37,7 @@ import click
 )
 @click.option(
     "--replaced-after",
+    "replaced_after_s",
     type=click.FloatRange(0),
     default=300.0,
     show_default=True,
@@ -45,17 +57,7 @@ import click
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def plan(
-    images: int,
-    workers: int,
-    rate: float | None,
-    bench: str | None,
-    mode: str,
-    price: float | None,
-    losses: float,
-    replaced_after: float,
-    part_images: int | None,
-    images_per_read: float,
-    as_json: bool,
+    images_per_s: float | None, bench: str | None, mode: str, as_json: bool, **options: Any
 ) -> None:
     """Tell what a bulk run takes: hours, cost, requests, storage.
 
@@ -69,23 +71,13 @@ def plan(
     from cropscore_ray.bulk import planning
     from cropscore_ray.errors import ConfigError
 
-    if (rate is None) == (bench is None):
+    if (images_per_s is None) == (bench is None):
         raise ConfigError(
             "give --rate or --bench, and not both",
             hint="cropscore bench scorer --json > FILE measures it on this machine",
         )
-    rate = planning.measured_rate(bench, mode) if bench else rate
-    assert rate is not None
-    found = planning.plan(
-        planning.Work(num_images=images, part_images=part_images, images_per_read=images_per_read),
-        planning.Cluster(
-            num_workers=workers,
-            images_per_s=rate,
-            losses_per_hour=losses,
-            replaced_after_s=replaced_after,
-            price_per_hour=price,
-        ),
-    )
-    source = f"measured, {bench}" if bench else "as given, not measured here"
-    found["rate_source"] = source
-    click.echo(json.dumps(found, indent=2) if as_json else planning.render(found))
+    options["images_per_s"] = planning.measured_rate(bench, mode) if bench else images_per_s
+    work, cluster = take(planning.Work, options), take(planning.Cluster, options)
+    figures = planning.plan(work, cluster)
+    figures["rate_source"] = f"measured, {bench}" if bench else "as given, not measured here"
+    click.echo(json.dumps(figures, indent=2) if as_json else planning.render(figures))

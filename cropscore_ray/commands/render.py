@@ -3,13 +3,13 @@
 
 import shlex
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import click
 
 from cropscore_ray.clusters import contexts
 from cropscore_ray.clusters.declared import aws, kuberay, templates
+from cropscore_ray.commands.options import take, together
 from cropscore_ray.errors import ConfigError
 
 
@@ -23,28 +23,25 @@ def render() -> None:
     """
 
 
-def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that all kinds of clusters have."""
-    for option in (
-        click.option("--name", default="cropscore", show_default=True, help="Of the cluster."),
-        click.option(
-            "--gpu",
-            metavar="KIND",
-            help="For example l4; what there is depends on the cloud. Without it any, on AWS l4.",
-        ),
-        click.option(
-            "--max-gpus",
-            type=int,
-            default=4,
-            show_default=True,
-            help="GPUs; on Kubernetes of each market.",
-        ),
-        click.option("--spot", is_flag=True, help="GPU nodes that the cloud may take away."),
-        click.option("--on-demand", is_flag=True, help="GPU nodes that stay; default: both."),
-        click.option("--out", metavar="DIR", help="Where the files go; else to stdout."),
-    ):
-        command = option(command)
-    return command
+_options = together(
+    click.option("--name", default="cropscore", show_default=True, help="Of the cluster."),
+    click.option(
+        "--gpu",
+        metavar="KIND",
+        help="For example l4; what there is depends on the cloud. Without it any, on AWS l4.",
+    ),
+    click.option(
+        "--max-gpus",
+        type=int,
+        default=4,
+        show_default=True,
+        help="GPUs; on Kubernetes of each market.",
+    ),
+    click.option("--spot", is_flag=True, help="GPU nodes that the cloud may take away."),
+    click.option("--on-demand", is_flag=True, help="GPU nodes that stay; default: both."),
+    click.option("--out", metavar="DIR", help="Where the files go; else to stdout."),
+)
+"""The options that all kinds of clusters have."""
 
 
 def _markets(spot: bool, on_demand: bool) -> tuple[str, ...]:
@@ -52,15 +49,15 @@ def _markets(spot: bool, on_demand: bool) -> tuple[str, ...]:
     return tuple(market for market in chosen if chosen[market]) or tuple(chosen)
 
 
-def _said() -> str:
+def _made_by() -> str:
     return "Made by: " + shlex.join(["cropscore", *sys.argv[1:]])
 
 
 def _settings(given: tuple[str, ...]) -> dict[str, str]:
-    for one in given:
-        if "=" not in one:
-            raise ConfigError(f"--env {one} has no =", hint="give NAME=VALUE")
-    return dict(one.split("=", 1) for one in given)
+    for setting in given:
+        if "=" not in setting:
+            raise ConfigError(f"--env {setting} has no =", hint="give NAME=VALUE")
+    return dict(setting.split("=", 1) for setting in given)
 
 
 @render.command("kuberay")
@@ -79,10 +76,8 @@ def render_kuberay(
     on_demand: bool,
     out: str | None,
     nightly: str | None,
-    env: tuple[str, ...],
-    image: str | None,
     command: tuple[str, ...],
-    **options: object,
+    **options: Any,
 ) -> None:
     """Write a cluster for the KubeRay operator.
 
@@ -96,8 +91,8 @@ def render_kuberay(
         cropscore cluster render kuberay --out job -- localize s3://b/photos \\
             --model s3://b/model --out s3://b/run
     """
-    given = {**options, **({"image": image} if image else {}), "settings": _settings(env)}
-    config = kuberay.KubeRayConfig(markets=_markets(spot, on_demand), **given)  # type: ignore[arg-type]
+    options |= {"markets": _markets(spot, on_demand), "settings": _settings(options.pop("env"))}
+    config = take(kuberay.KubeRayConfig, options)
     if nightly and not command:
         raise ConfigError("--nightly needs a command", hint="-- localize s3://bucket/{date} ...")
     if nightly:
@@ -105,10 +100,10 @@ def render_kuberay(
     else:
         manifests = kuberay.job(config, list(command)) if command else kuberay.cluster(config)
     if out is None:
-        click.echo(templates.to_yaml(manifests, _said()), nl=False)
+        click.echo(templates.to_yaml(manifests, _made_by()), nl=False)
         return
     files = kuberay.files(manifests)
-    texts = {name: templates.to_yaml([found], _said()) for name, found in files.items()}
+    texts = {name: templates.to_yaml([manifest], _made_by()) for name, manifest in files.items()}
     for path in templates.write(out, texts):
         click.echo(path)
 
@@ -123,9 +118,7 @@ def render_kuberay(
 @click.option("--ami", metavar="ID", help="Of all nodes; else AWS's latest Deep Learning base.")
 @click.option("--ssh-user", default="ubuntu", show_default=True, help="Of the AMI.")
 @click.option("--idle-minutes", type=int, default=5, show_default=True, help="Before a node goes.")
-def render_aws(
-    name: str, gpu: str | None, spot: bool, on_demand: bool, out: str | None, **options: Any
-) -> None:
+def render_aws(spot: bool, on_demand: bool, out: str | None, **options: Any) -> None:
     """Write what `cropscore cluster up aws` starts, and the IAM documents that it needs.
 
     Every node has one GPU: t4, a10g, l4 (the default) or l40s.
@@ -135,14 +128,10 @@ def render_aws(
         cropscore cluster render aws --region us-west-2 --bucket photos \\
             --security-group sg-0123456789abcdef0 --image registry.example/cropscore:1 --out aws
     """
-    given = {**options, **({"gpu": gpu} if gpu else {})}
-    config = aws.AwsConfig(
-        name=name,
-        markets=_markets(spot, on_demand),
-        token_folder=str(contexts.token_file(name).parent),
-        **given,
-    )
-    files = aws.files(config, _said())
+    token_folder = str(contexts.token_file(options["name"]).parent)
+    options |= {"markets": _markets(spot, on_demand), "token_folder": token_folder}
+    config = take(aws.AwsConfig, options)
+    files = aws.files(config, _made_by())
     if out is None:
         click.echo(files["aws.yaml"], nl=False)
         return

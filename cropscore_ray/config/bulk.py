@@ -47,3 +47,27 @@ class WorkerConfig:
             check(self, "workers", "1 or more", "num_workers")
         if self.gpus_per_worker is not None:
             check(self, "workers", "from 0 to 1", "gpus_per_worker")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """What a run goes through, with which model, where its results go, and how it begins."""
+
+    source: str
+    """A manifest, or anything that `index` takes."""
+    model: str
+    """URI of the bundle."""
+    out: str
+    """URI of the run folder."""
+    split: str | None = None
+    """Of the manifest; None: all its images."""
+    overwrite: bool = False
+    """Delete another run that is in the folder."""
+    retry: bool = False
+    """Of a complete run, do those parts again in which the store gave no answer for an image; a
+    resumed run does so anyway."""
+    max_failed_fraction: float = 1.0
+    """Of the images, before the run counts as failed; if all of them failed, it always does."""
+
+    def __post_init__(self) -> None:
+        check(self, "run", "from 0 to 1", "max_failed_fraction")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cropscore_ray import storage
-from cropscore_ray.config.bulk import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig, RunConfig
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.jobs import index, localize, recipes, train
 
@@ -20,14 +20,8 @@ class Flow:
     run: str
 
     def localize(self, out: str, config: LocalizeConfig = CONFIG, **options) -> dict:
-        return localize.run(
-            "localize",
-            source=options.pop("source", self.manifest),
-            model=self.model,
-            out=out,
-            config=config,
-            **options,
-        )
+        run = RunConfig(**{"source": self.manifest, "model": self.model, "out": out, **options})
+        return localize.run("localize", run, config)
 
 
 def make_flow(folder: Path) -> Flow:

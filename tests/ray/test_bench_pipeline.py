@@ -9,6 +9,7 @@ import pytest
 from cropscore_ray.bench import pipeline as pipeline_bench
 from cropscore_ray.bench import scorer as scorer_bench
 from cropscore_ray.bench.pipeline import Returns, Size, Way
+from cropscore_ray.config.bench import BenchConfig
 from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.config.sections import NetworkConfig
 from cropscore_ray.jobs import bench
@@ -31,7 +32,7 @@ def test_all_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(pipeline_bench, "take_parts_away", look)
     steps: list[tuple[int, int]] = []
-    found = bench.pipeline(rounds=1, progress=lambda *step: steps.append(step))
+    found = bench.pipeline(BenchConfig(rounds=1), lambda *step: steps.append(step))
     assert steps == [(number, 8) for number in range(1, 9)]
     values = {row["name"]: row["median"] for row in found["rows"]}
     not_here = ("marginal", "start", "memory")  # no start, no actor, and no time to look

@@ -12,6 +12,7 @@ import torch
 from cropscore_ray import storage
 from cropscore_ray.bench import training as training_bench
 from cropscore_ray.clusters import resources, session
+from cropscore_ray.config.bench import BenchConfig
 from cropscore_ray.errors import ConfigError
 from cropscore_ray.jobs import bench
 from cropscore_ray.training import on_ray
@@ -61,7 +62,7 @@ def test_epochs_without_checkpoints_are_between_those_with_them(
         storage.delete_folder(uri)
 
     monkeypatch.setattr(bench, "delete_folder", delete_folder)
-    found = bench.training(storage=str(tmp_path), steps=2, rounds=1, progress=lambda *_: None)
+    found = bench.training(BenchConfig(storage=str(tmp_path), steps=2, rounds=1), lambda *_: None)
     rows = {row["name"]: row["median"] for row in found["rows"]}
     one, two = (rows[name] for name in training_bench.WORKERS)
     with_one, with_two = (rows[f"{name}, with checkpoints"] for name in training_bench.WORKERS)

@@ -6,7 +6,7 @@ import pytest
 from models import random_model
 
 from cropscore_ray import storage
-from cropscore_ray.config.bulk import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig, RunConfig
 from cropscore_ray.datasets import listing
 from cropscore_ray.datasets.manifest import read_manifest
 from cropscore_ray.errors import ConfigError, DataError, RunConflictError
@@ -134,15 +134,10 @@ def test_a_packed_set_makes_no_room_for_boxes(folder: Path, tmp_path: Path) -> N
     out = tmp_path / "packed"
     pack.run(str(folder), out=str(out), shard_images=2)
     random_model(str(tmp_path / "model"))
+    model = str(tmp_path / "model")
+    run = RunConfig(source=str(folder), model=model, out=str(out), overwrite=True)
     with pytest.raises(RunConflictError, match=f"{out} holds a run of pack"):
-        localize.run(
-            "localize",
-            source=str(folder),
-            model=str(tmp_path / "model"),
-            out=str(out),
-            config=LocalizeConfig(),
-            overwrite=True,
-        )
+        localize.run("localize", run, LocalizeConfig())
     assert packed(out) == WHOLE
 
 

@@ -15,7 +15,7 @@ from flow import CONFIG, NUM_VAL, Flow, rows
 from PIL import Image
 
 from cropscore_ray import storage
-from cropscore_ray.config.bulk import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig, RunConfig
 from cropscore_ray.config.overrides import with_settings
 from cropscore_ray.errors import ConfigError, DataError, ModelError, RunConflictError
 from cropscore_ray.jobs import index, localize, pack, recipes, train
@@ -94,14 +94,8 @@ def test_what_the_storage_gave_no_answer_for_is_asked_for_again(
 
 def test_score_writes_the_scores_table(flow: Flow):
     out = str(flow.folder / "scores")
-    localize.run(
-        "score",
-        source=flow.manifest,
-        split="val",
-        model=flow.model,
-        out=out,
-        config=LocalizeConfig(classes="label", part_images=16),
-    )
+    run = RunConfig(source=flow.manifest, split="val", model=flow.model, out=out)
+    localize.run("score", run, LocalizeConfig(classes="label", part_images=16))
     found = storage.read_table(f"{out}/scores").to_pylist()
     assert len(found) == NUM_VAL
     assert {len(row["scores"]) for row in found} == {140}
@@ -145,9 +139,8 @@ def test_a_voters_model_localizes_and_still_scores(flow: Flow, tmp_path: Path) -
     bundle = train.run("all", data=flow.manifest, model=model, config=config)
     metrics = bundle.parts["localizer"]["metrics"]
     assert (metrics["num_train"], metrics["num_judging"]) == (58, 6)
-    record = localize.run(
-        "localize", source=flow.manifest, split="val", model=model, out=out, config=CONFIG
-    )
+    run = RunConfig(source=flow.manifest, split="val", model=model, out=out)
+    record = localize.run("localize", run, CONFIG)
     assert record["config"]["mode"] == "votes"
     found = rows(out)
     assert len(found) == NUM_VAL * 6
@@ -156,9 +149,7 @@ def test_a_voters_model_localizes_and_still_scores(flow: Flow, tmp_path: Path) -
         assert 0 <= row["xmin"] < row["xmax"] <= row["width_px"]
         assert 0 <= row["ymin"] < row["ymax"] <= row["height_px"]
         assert 0 < row["confidence"] < 1
-    scores = localize.run(
-        "score", source=flow.manifest, split="val", model=model, out=out + "-scores", config=CONFIG
-    )
+    scores = localize.run("score", replace(run, out=out + "-scores"), CONFIG)
     assert scores["config"]["mode"] == "pyramid"
 
 
@@ -171,14 +162,8 @@ def test_a_pyramids_model_localizes_in_its_own_mode(flow: Flow, tmp_path: Path) 
     assert bundle.fingerprint != load_bundle(flow.model).fingerprint
 
     def run(command: str, out: str, mode: str | None) -> dict:
-        return localize.run(
-            command,
-            source=flow.manifest,
-            split="val",
-            model=model,
-            out=str(tmp_path / out),
-            config=LocalizeConfig(mode=mode),
-        )
+        where = RunConfig(source=flow.manifest, split="val", model=model, out=str(tmp_path / out))
+        return localize.run(command, where, LocalizeConfig(mode=mode))
 
     record = run("localize", "run", None)
     assert record["config"]["mode"] == "pyramid"

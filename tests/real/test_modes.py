@@ -17,7 +17,7 @@ from paired import paired
 from scipy.stats import spearmanr
 
 from cropscore_ray import geometry, storage
-from cropscore_ray.config.bulk import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig, RunConfig
 from cropscore_ray.config.overrides import with_settings
 from cropscore_ray.datasets.manifest import read_manifest
 from cropscore_ray.evaluation.metrics import image_outcomes
@@ -81,11 +81,10 @@ def real(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory, ray_loca
         )
         localize.run(
             "localize",
-            source=made.manifest,
-            split="val",
-            model=made.models[mode],
-            out=made.runs[mode],
-            config=LocalizeConfig(),
+            RunConfig(
+                source=made.manifest, split="val", model=made.models[mode], out=made.runs[mode]
+            ),
+            LocalizeConfig(),
             progress=progress,
         )
     return made

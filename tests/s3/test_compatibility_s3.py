@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cropscore_ray import storage
-from cropscore_ray.config.bulk import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig, RunConfig
 from cropscore_ray.jobs import localize, train
 from cropscore_ray.models import scorer
 
@@ -44,14 +44,13 @@ def test_a_run_goes_on_to_the_rows_of_its_version(
     shutil.copytree(MADE / run, tmp_path / run)
     before = {file.name: file.read_bytes() for file in (tmp_path / run).glob("predictions/*")}
 
-    record = localize.run(
-        "localize",
+    made = RunConfig(
         source=str(MADE / "manifest"),
         split="val",
         model=str(MADE / model),
         out=str(tmp_path / run),
-        config=LocalizeConfig(part_images=3),
     )
+    record = localize.run("localize", made, LocalizeConfig(part_images=3))
 
     assert record["complete"]
     assert record["counts"]["by_status"] == {"ok": 10}

@@ -8,7 +8,7 @@ import pytest
 from models import random_model
 
 from cropscore_ray import storage
-from cropscore_ray.config.bulk import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig, RunConfig
 from cropscore_ray.config.overrides import with_settings
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.errors import RunConflictError
@@ -19,10 +19,8 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 
 
 def run(source: str, model: str, out: str) -> list[dict]:
-    config = LocalizeConfig(part_images=4)
-    record = localize.run(
-        "localize", source=source, split="val", model=model, out=out, config=config
-    )
+    run = RunConfig(source=source, split="val", model=model, out=out)
+    record = localize.run("localize", run, LocalizeConfig(part_images=4))
     assert record["complete"]
     return storage.read_table(storage.join(out, "predictions")).to_pylist()
 
@@ -71,14 +69,9 @@ def test_a_run_whose_lock_another_took_stops_and_says_so(s3_uri: str, tmp_path: 
 
     other = threading.Thread(target=take_it_over_after_the_first_part, daemon=True)
     other.start()
+    taken = RunConfig(source=str(tmp_path / "images"), model=str(tmp_path / "model"), out=out)
     with pytest.raises(RunConflictError, match=f"another run took over {out} while"):
-        localize.run(
-            "localize",
-            source=str(tmp_path / "images"),
-            model=str(tmp_path / "model"),
-            out=out,
-            config=LocalizeConfig(part_images=1),
-        )
+        localize.run("localize", taken, LocalizeConfig(part_images=1))
     other.join()
     assert len(storage.list_files(storage.join(out, "predictions"))) < 16
     assert not storage.read_json(storage.join(out, "run.json"))["complete"]

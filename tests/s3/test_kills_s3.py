@@ -18,7 +18,7 @@ from models import random_model
 from plain import without_ray
 
 from cropscore_ray import storage
-from cropscore_ray.config.bulk import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig, RunConfig
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.jobs import index, localize
 
@@ -86,7 +86,7 @@ def unbroken(bulk: Bulk, s3_bucket: str) -> list[dict[str, Any]]:
     out = f"s3://{s3_bucket}/kills/unbroken"
     config = LocalizeConfig(part_images=1)
     with without_ray(bulk.machines.cpus_per_node):
-        localize.run("localize", source=bulk.manifest, model=bulk.model, out=out, config=config)
+        localize.run("localize", RunConfig(source=bulk.manifest, model=bulk.model, out=out), config)
     found = rows(out)
     assert [row["status"] for row in found[:2]] == ["undecodable", "missing"]
     assert len(found) == 2 + 5 * (NUM_IMAGES - 2)

@@ -13,7 +13,6 @@ from cropscore_ray import schema
 from cropscore_ray.bulk import run_folder
 from cropscore_ray.cli import main
 from cropscore_ray.datasets.manifest import Manifest
-from cropscore_ray.datasets.sources import parse_source
 from cropscore_ray.evaluation.metrics import evaluate
 from cropscore_ray.jobs import bench, recipes
 
@@ -147,14 +146,15 @@ def test_design_describes_the_keys_that_every_run_json_has(tmp_path: Path) -> No
 def test_design_describes_the_keys_of_a_bundle_and_what_a_run_takes_from_it(
     tmp_path: Path,
 ) -> None:
-    from cropscore_ray.config.bulk import LocalizeConfig
+    from cropscore_ray.config.bulk import LocalizeConfig, RunConfig
     from cropscore_ray.jobs import localize
     from cropscore_ray.models.bundle import Bundle, save_bundle
 
     model = str(tmp_path / "model")
     bundle = Bundle(uri=model, config=recipes.smoke(), classes=[], parts={}, baselines={})
     save_bundle(bundle)
-    facts = localize._facts("localize", bundle, parse_source("photos"), "m", None, LocalizeConfig())
+    run = RunConfig(source="photos", model=model, out="run")
+    facts = localize._facts("localize", bundle, run, "m", LocalizeConfig())
     described = page("docs/design.md")
 
     in_model_json = json.loads((tmp_path / "model/model.json").read_text())
