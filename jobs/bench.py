@@ -24,6 +24,7 @@ from cropscore_ray.models.bundle import SCORER, Bundle, load_bundle
 from cropscore_ray.models.inference import best_dtype
 from cropscore_ray.progress import Progress
 from cropscore_ray.storage import absolute_uri, delete_folder, join
+from cropscore_ray.tables import Table
 
 _SAME = 1e-4
 
@@ -183,14 +184,19 @@ def _plain(row: Measured) -> dict[str, Any]:
     }
 
 
-def render(report: dict[str, Any]) -> str:
-    """Return the figures as a table for people."""
-    lines = [", ".join(f"{name} {value}" for name, value in report["machine"].items()), ""]
+def render(report: dict[str, Any]) -> list[Table | str]:
+    """Return the figures as tables for people."""
     names = [f"{row['name']}, {row['unit']}" for row in report["rows"]]
-    width = max(map(len, [*names, *report["ratios"]])) + 2
-    lines.append(f"{'':{width}}{'median':>12}{'min':>12}{'max':>12}{'runs':>6}")
-    for name, row in zip(names, report["rows"], strict=True):
-        numbers = "".join(f"{row[key]:>12.4g}" for key in ("median", "min", "max"))
-        lines.append(f"{name:{width}}{numbers}{row['runs']:>6}")
-    lines += ["", *(f"{name:{width}}{value:>12.3f}" for name, value in report["ratios"].items())]
-    return "\n".join(lines)
+    columns = (f"<{max(map(len, [*names, *report['ratios']])) + 2}", *[">12"] * 3, ">6")
+    rows = [
+        (name, *(f"{row[key]:.4g}" for key in ("median", "min", "max")), str(row["runs"]))
+        for name, row in zip(names, report["rows"], strict=True)
+    ]
+    ratios = [(name, f"{value:.3f}") for name, value in report["ratios"].items()]
+    return [
+        ", ".join(f"{name} {value}" for name, value in report["machine"].items()),
+        "",
+        Table(rows=[("", "median", "min", "max", "runs"), *rows], columns=columns, has_head=True),
+        "",
+        Table(rows=ratios, columns=columns),
+    ]

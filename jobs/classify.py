@@ -9,9 +9,10 @@ from cropscore_ray.datasets.manifest import match_classes, read_manifest
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.evaluation.classifiers import ClassifierErrors, classifier_errors
 from cropscore_ray.evaluation.metrics import TRAIN_SPLIT
-from cropscore_ray.jobs.evaluate import line, percent
+from cropscore_ray.jobs.evaluate import percent, table
 from cropscore_ray.models.bundle import load_bundle
 from cropscore_ray.progress import Progress
+from cropscore_ray.tables import Table
 
 
 def run(
@@ -37,7 +38,8 @@ def run(
         )
     rows = manifest.only(split or (names[0] if names else None)).table
     class_map = match_classes(manifest.classes, bundle.classes)
-    index = [None if one is None else class_map[one] for one in rows["class_index"].to_pylist()]
+    known = rows["class_index"].to_pylist()
+    index = [None if class_index is None else class_map[class_index] for class_index in known]
     at = rows.schema.get_field_index("class_index")
     rows = rows.set_column(at, "class_index", pa.array(index, pa.int32()))
     rows = rows.filter(rows["class_index"].is_valid())
@@ -48,16 +50,19 @@ def run(
         )
     shown = Progress()
     with shown.live():
-        found = classifier_errors(bundle, rows, progress=partial(shown.update, "classify"))
+        errors = classifier_errors(bundle, rows, progress=partial(shown.update, "classify"))
     if json_path is not None:
-        storage.write_json(json_path, [one.to_json() for one in found])
-    return found
+        storage.write_json(json_path, [row.to_json() for row in errors])
+    return errors
 
 
-def render(found: list[ClassifierErrors]) -> str:
-    """Return the classifiers' errors as plain text."""
-    lines = [line("classification error, %", "crops", "top 1", "top 5")]
-    for one in found:
-        rates = (percent(one.top1), percent(one.top5))
-        lines.append(line(f"  {one.network}", str(one.num_crops), *rates))
-    return "\n".join([*lines, f"{found[0].top1.num_images:,} images; ± is one standard error."])
+def render(errors: list[ClassifierErrors]) -> list[Table | str]:
+    """Return the classifiers' errors as a table, and how many images they are of."""
+    rows = [
+        (f"  {row.network}", str(row.num_crops), percent(row.top1), percent(row.top5))
+        for row in errors
+    ]
+    return [
+        table(("classification error, %", "crops", "top 1", "top 5"), *rows),
+        f"{errors[0].top1.num_images:,} images; ± is one standard error.",
+    ]

@@ -8,14 +8,15 @@ from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.errors import RunConflictError
 from cropscore_ray.jobs import evaluate, index, localize, recipes, report, train
 from cropscore_ray.progress import Progress
+from cropscore_ray.tables import Table
 
 NUM_TRAIN = 1600
 NUM_VAL = 240
 SEED = 2014
 
 
-def run(out: str, *, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> str:
-    """Draw, index, train, localize, evaluate and report below `out`; return the table.
+def run(out: str, *, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> list[Table | str]:
+    """Draw, index, train, localize, evaluate and report below `out`; return the figures.
 
     Leaves metrics.json, report.html, model/ and run/. Started again, it goes on where it
     was stopped: trained stages and a complete run are passed over.
@@ -45,4 +46,4 @@ def run(out: str, *, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> str:
         run_folder, manifest, split="val", json_path=storage.join(out, "metrics.json")
     )
     report.run(run_folder, out=page)
-    return f"{evaluate.render(evaluation)}\n\nthe report: {page}"
+    return [*evaluate.render(evaluation), "", f"the report: {page}"]

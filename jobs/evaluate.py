@@ -1,4 +1,4 @@
-"""The job `evaluate`: predictions in, figures out, and a table that people read."""
+"""The job `evaluate`: predictions in, figures out, and tables that people read."""
 
 import logging
 import time
@@ -9,10 +9,12 @@ import pyarrow as pa
 from cropscore_ray import storage
 from cropscore_ray.datasets.manifest import Manifest, read_manifest
 from cropscore_ray.errors import ConfigError
+from cropscore_ray.evaluation.calibration import Reliability
 from cropscore_ray.evaluation.formats.devkit import read_devkit, read_ids
 from cropscore_ray.evaluation.formats.ilsvrc import read_ilsvrc
 from cropscore_ray.evaluation.formats.parquet import read_predictions
 from cropscore_ray.evaluation.metrics import Evaluation, Figures, Rate, evaluate
+from cropscore_ray.tables import Table
 
 FORMATS = ("parquet", "ilsvrc", "devkit")
 
@@ -50,7 +52,7 @@ def run(
 
 
 def is_model(uri: str) -> bool:
-    """Tell whether what is to be evaluated is a model bundle instead of predictions."""
+    """Return whether a model bundle is at the URI, instead of predictions."""
     return storage.exists(storage.join(uri, "model.json"))
 
 
@@ -87,8 +89,8 @@ def _one_split(manifest: Manifest, split: str | None) -> Manifest:
     return manifest.only(split)
 
 
-def render(evaluation: Evaluation) -> str:
-    """Return the figures as plain text: percentages with their standard errors."""
+def render(evaluation: Evaluation) -> list[Table | str]:
+    """Return the figures as tables: percentages with their standard errors."""
     groups = (evaluation.overall, evaluation.single_box, evaluation.multi_box)
     sources: list[tuple[str, Callable[[Figures], Rate | None]]] = [
         ("this run", lambda figures: figures.error.gt_known),
@@ -96,40 +98,44 @@ def render(evaluation: Evaluation) -> str:
         ("best constant box", lambda figures: figures.baselines.constant_box),
         ("whole image", lambda figures: figures.baselines.whole_image),
     ]
-    head = line("error with the class known, %", "all", "single-box", "multi-box")
-    body = [line(f"  {name}", *(percent(of(group)) for group in groups)) for name, of in sources]
-    counts = line("  images with boxes", *(f"{group.num_boxed:,}" for group in groups))
-    return "\n".join([head, *body, counts, "", *_other_errors(evaluation), _counts(evaluation)])
-
-
-def _other_errors(evaluation: Evaluation) -> list[str]:
     error = evaluation.overall.error
-    acc = [percent(rate) for rate in evaluation.max_box_acc.values()]
     return [
-        line("error of the guesses, %", "top 1", "top 5"),
-        line("  localization", percent(error.loc_top1), percent(error.loc_top5)),
-        line("  classification", percent(error.cls_top1), percent(error.cls_top5)),
+        table(
+            ("error with the class known, %", "all", "single-box", "multi-box"),
+            *((f"  {name}", *(percent(of(group)) for group in groups)) for name, of in sources),
+            ("  images with boxes", *(f"{group.num_boxed:,}" for group in groups)),
+        ),
         "",
-        line("accuracy of the box, %", *(f"IoU >= {key}" for key in evaluation.max_box_acc)),
-        line("  MaxBoxAcc", *acc),
+        table(
+            ("error of the guesses, %", "top 1", "top 5"),
+            ("  localization", percent(error.loc_top1), percent(error.loc_top5)),
+            ("  classification", percent(error.cls_top1), percent(error.cls_top5)),
+        ),
         "",
-        *_confidence(evaluation),
+        table(
+            ("accuracy of the box, %", *(f"IoU >= {key}" for key in evaluation.max_box_acc)),
+            ("  MaxBoxAcc", *map(percent, evaluation.max_box_acc.values())),
+        ),
+        "",
+        *(_confidence(evaluation.confidence) if evaluation.confidence else []),
+        _counts(evaluation),
     ]
 
 
-def _confidence(evaluation: Evaluation) -> list[str]:
-    found = evaluation.confidence
-    if found is None:
-        return []
-    errors = found.error_at_coverage
+def _confidence(reliability: Reliability) -> list[Table | str]:
+    errors = reliability.error_at_coverage
     return [
-        line("error of the most confident, %", *(f"{float(key):.0%}" for key in errors)),
-        line("  class known", *(f"{100 * value:.1f}" for value in errors.values())),
-        line("confidence against hits", "ECE, points", "by chance", "Brier score", "without"),
-        line(
-            "  class known",
-            *(f"{100 * value:.1f}" for value in (found.ece, found.ece_by_chance)),
-            *(f"{value:.3f}" for value in (found.brier, found.brier_base_rate)),
+        table(
+            ("error of the most confident, %", *(f"{float(key):.0%}" for key in errors)),
+            ("  class known", *(f"{100 * value:.1f}" for value in errors.values())),
+        ),
+        table(
+            ("confidence against hits", "ECE, points", "by chance", "Brier score", "without"),
+            (
+                "  class known",
+                *(f"{100 * ece:.1f}" for ece in (reliability.ece, reliability.ece_by_chance)),
+                *(f"{brier:.3f}" for brier in (reliability.brier, reliability.brier_base_rate)),
+            ),
         ),
         "",
     ]
@@ -150,6 +156,6 @@ def percent(rate: Rate | None) -> str:
     return f"{100 * rate.fraction:.1f} ± {100 * rate.standard_error:.1f}"
 
 
-def line(name: str, *cells: str) -> str:
-    """Return a row of a table as plain text."""
-    return f"{name:<32}" + "".join(f"{cell:>14}" for cell in cells)
+def table(*rows: tuple[str, ...]) -> Table:
+    """Return a table of errors; the first row names the columns."""
+    return Table(rows=rows, columns=("<32", ">14"), has_head=True)

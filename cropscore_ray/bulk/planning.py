@@ -10,6 +10,7 @@ import numpy as np
 from cropscore_ray import storage
 from cropscore_ray.bulk import part_sizes
 from cropscore_ray.errors import DataError
+from cropscore_ray.tables import Table
 
 RUNS = 41
 S3_PRICES = {"gets": 0.4e-6, "puts": 5e-6, "storage_gb_month": 0.023}
@@ -150,7 +151,7 @@ def measured_rate(file: str, mode: str) -> float:
         ) from error
 
 
-def render(found: dict[str, Any]) -> str:
+def render(found: dict[str, Any]) -> Table:
     """Return a plan as a table for people."""
     cluster, losses, cost = found["cluster"], found["with_losses"], found["cost"]
     workers = cluster["num_workers"]
@@ -175,4 +176,4 @@ def render(found: dict[str, Any]) -> str:
         ("result", f"{result['files']:,} files, {result['bytes'] / 1e9:,.2f} GB"),
         ("", f"{cost['storage_month']:,.2f} $ a month on S3"),
     ]
-    return "\n".join(f"{name:14} {value}" for name, value in lines)
+    return Table(rows=lines, columns=("<14", ""), gap=" ")

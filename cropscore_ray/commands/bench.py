@@ -7,6 +7,7 @@ import click
 
 from cropscore_ray.commands.options import together, with_configs
 from cropscore_ray.config.bench import BenchConfig
+from cropscore_ray.tables import show
 
 
 @click.group()
@@ -97,4 +98,4 @@ def _run(name: str, config: BenchConfig, as_json: bool) -> None:
     from cropscore_ray.jobs import bench as job
 
     report = job.run(name, config)
-    click.echo(json.dumps(report, indent=2) if as_json else job.render(report))
+    show(*([json.dumps(report, indent=2)] if as_json else job.render(report)))

@@ -6,6 +6,7 @@ import json
 import click
 
 from cropscore_ray.commands.options import model_option, overwrite_option, split_option
+from cropscore_ray.tables import show
 
 
 @click.command()
@@ -19,7 +20,7 @@ def demo(out: str) -> None:
     """
     from cropscore_ray.jobs import demo as job
 
-    click.echo(job.run(out))
+    show(*job.run(out))
 
 
 @click.command()

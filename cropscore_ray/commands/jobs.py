@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from cropscore_ray.commands.options import json_option, together
+from cropscore_ray.tables import Table, show
 
 _to_cluster = together(
     click.option(
@@ -93,12 +94,9 @@ def list_jobs(address: str | None, insecure: bool, as_json: bool) -> None:
     """
     from cropscore_ray.clusters.submission import describe
 
-    found = [describe(job) for job in _connect(address, insecure).jobs()]
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    for job in found:
-        click.echo(f"{job['id']:40} {job['status']:10} {job['started_at'] or '':26}")
+    described = [describe(job) for job in _connect(address, insecure).jobs()]
+    rows = [(job["id"], job["status"], job["started_at"] or "") for job in described]
+    _show(described, Table(rows=rows, columns=("<40", "<10", "<26"), gap=" "), as_json)
 
 
 @jobs.command()
@@ -114,13 +112,16 @@ def status(address: str | None, insecure: bool, as_json: bool, job_id: str) -> N
     """
     from cropscore_ray.clusters.submission import describe
 
-    found = describe(_connect(address, insecure).get(job_id))
+    described = describe(_connect(address, insecure).get(job_id))
+    rows = [(name, str(value)) for name, value in described.items() if value is not None]
+    _show(described, Table(rows=rows, columns=("<12", ""), gap=" "), as_json)
+
+
+def _show(described: Any, table: Table, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    for name, value in found.items():
-        if value is not None:
-            click.echo(f"{name:12} {value}")
+        click.echo(json.dumps(described, indent=2))
+    elif table.rows:
+        show(table)
 
 
 @jobs.command()
@@ -154,6 +155,6 @@ def stop(address: str | None, insecure: bool, as_json: bool, job_id: str) -> Non
         cropscore jobs stop nightly
     """
     was_running = _connect(address, insecure).stop(job_id)
-    found = {"id": job_id, "was_running": was_running}
-    said = f"{job_id} {'is being stopped' if was_running else 'had ended'}"
-    click.echo(json.dumps(found) if as_json else said)
+    message = f"{job_id} {'is being stopped' if was_running else 'had ended'}"
+    answer = {"id": job_id, "was_running": was_running}
+    click.echo(json.dumps(answer) if as_json else message)

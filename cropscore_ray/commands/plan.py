@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cropscore_ray.commands.options import take
+from cropscore_ray.tables import show
 
 
 @click.command()
@@ -80,4 +81,4 @@ def plan(
     work, cluster = take(planning.Work, options), take(planning.Cluster, options)
     figures = planning.plan(work, cluster)
     figures["rate_source"] = f"measured, {bench}" if bench else "as given, not measured here"
-    click.echo(json.dumps(figures, indent=2) if as_json else planning.render(figures))
+    show(json.dumps(figures, indent=2) if as_json else planning.render(figures))

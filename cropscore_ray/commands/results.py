@@ -4,6 +4,7 @@
 import click
 
 from cropscore_ray.commands.options import split_option
+from cropscore_ray.tables import show
 
 
 @click.command()
@@ -43,12 +44,12 @@ def evaluate(
         from cropscore_ray.jobs import classify
 
         errors = classify.run(predictions, data, split=split, json_path=json_path)
-        click.echo(classify.render(errors))
+        show(*classify.render(errors))
         return
     evaluation = job.run(
         predictions, data, split=split, json_path=json_path, format=format_, meta=meta
     )
-    click.echo(job.render(evaluation))
+    show(*job.render(evaluation))
 
 
 @click.command()

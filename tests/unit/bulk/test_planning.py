@@ -91,6 +91,6 @@ def test_the_command_says_where_its_rate_comes_from(tmp_path):
 
 def test_a_table_shows_losses_where_there_are_any():
     cluster = Cluster(num_workers=8, images_per_s=100, losses_per_hour=0.5, price_per_hour=2)
-    text = render({**plan(Work(num_images=10**8), cluster), "rate_source": "x"})
+    text = str(render({**plan(Work(num_images=10**8), cluster), "rate_source": "x"}))
     assert "images done again" in text
     assert "workers' cost" in text

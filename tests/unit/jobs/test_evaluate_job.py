@@ -11,6 +11,7 @@ from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import evaluate as evaluate_job
 from cropscore_ray.jobs import export as export_job
 from cropscore_ray.schema import ImageClass
+from cropscore_ray.tables import plain
 
 REAL = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "ilsvrc-4k"
 CLASSES = [ImageClass(id="n01", name="tench"), ImageClass(id="n02", name="goldfish")]
@@ -147,7 +148,7 @@ def test_the_table_for_people_shows_errors_beside_the_baselines(places):
     run, data, _ = places
     write_images(data, "train", "val", "val")
     write_run(run, [1])
-    text = evaluate_job.render(evaluate_job.run(run, data))
+    text = plain(*evaluate_job.render(evaluate_job.run(run, data)))
     lines = [line.split() for line in text.splitlines()]
     assert ["this", "run", "50.0", "±", "35.4", "50.0", "±", "35.4", "-"] in lines
     assert ["best", "constant", "box", "100.0", "±", "0.0", "100.0", "±", "0.0", "-"] in lines
