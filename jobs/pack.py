@@ -65,9 +65,7 @@ def _require_apart(source: str, out: str) -> None:
     """Raise ConfigError if the set that makes room is the one that is to be packed."""
     folders = [f"{storage.join(out, name)}/" for name in run_folder.PACKED]
     place = f"{source}/"  # or tar:FOLDER/...
-    if any(
-        place.startswith(folder) or f":{folder}" in place for folder in folders
-    ):  # tar:FOLDER/...
+    if any(place.startswith(folder) or f":{folder}" in place for folder in folders):
         raise ConfigError(
             f"the images to pack are those of {out}, which --overwrite would delete first",
             hint="choose another --out",

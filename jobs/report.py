@@ -11,8 +11,8 @@ from cropscore_ray.errors import CropscoreError, DataError
 from cropscore_ray.evaluation.formats.parquet import read_predictions
 from cropscore_ray.evaluation.metrics import evaluate
 from cropscore_ray.images.fetch import fetch_image
-from cropscore_ray.report import RunInputs, build_report
 from cropscore_ray.report.gallery import ScoreSquares
+from cropscore_ray.report.page import RunInputs, build_report
 
 logger = logging.getLogger(__name__)
 

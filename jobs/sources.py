@@ -28,6 +28,7 @@ def opened(
     *,
     overwrite: bool,
     split: str | None = None,
+    name: str = "manifest",
 ) -> Iterator[tuple[StoredManifest | GrowingManifest, Held]]:
     """Hold a run folder while the block runs; give what it works on, and the folder's lock.
 
@@ -36,7 +37,6 @@ def opened(
     name = "source" if command == "pack" else "manifest"  # a packed set has another manifest
     with lock.held(run_uri, shown.say) as held:
         run_folder.require_kind(run_uri, command)
-        name = "source" if command == "pack" else "manifest"  # OUT/manifest is what pack writes
         manifest = open_source(source, run_uri, shown, overwrite=overwrite, split=split, name=name)
         if manifest.num_images == 0:
             raise DataError(f"there are no images to {command}", hint="check the source or --split")

@@ -1,4 +1,4 @@
-"""What the page says in words and counts: notes, tiles, statuses, and run.json as a list."""
+"""The words and counts of the page: notes, tiles, statuses, and run.json as a list."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,17 +22,8 @@ class Fact:
     value: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StatusRow:
-    """How many images ended with a status."""
-
-    status: str
-    num_images: int
-    meaning: str
-
-
 def notes(run: Mapping[str, Any], evaluation: Evaluation, cases: Cases) -> Iterator[str]:
-    """Say what a reader must know before believing the figures."""
+    """Yield what a reader must know before believing the figures."""
     if not run.get("complete", True):
         yield "This run is not complete: images that it has not reached count as errors."
     if not evaluation.overall.num_boxed:
@@ -47,7 +38,7 @@ def notes(run: Mapping[str, Any], evaluation: Evaluation, cases: Cases) -> Itera
 
 
 def tiles(run: Mapping[str, Any], evaluation: Evaluation) -> Iterator[Fact]:
-    """Return the run in a handful of numbers; what run.json does not tell is left out."""
+    """Return the run in a handful of numbers; what run.json lacks is left out."""
     yield Fact(label="Images", value=f"{evaluation.num_images:,}")
     yield Fact(label="Failed", value=f"{evaluation.num_failed:,}")
     if evaluation.overall.num_boxed:
@@ -70,26 +61,25 @@ def _duration(seconds: float) -> str:
 
 def statuses(cases: Cases) -> dict[str, Any]:
     """Count images by status, and list the failed ones, which have no usable row."""
-    found = cases.rows.group_by("status").aggregate([("image_id", "count_distinct")]).to_pylist()
+    counts = cases.rows.group_by("status").aggregate([("image_id", "count_distinct")]).to_pylist()
     rows = [
-        StatusRow(
-            status=one["status"],
-            num_images=one["image_id_count_distinct"],
-            meaning=schema.STATUSES.get(one["status"], ""),
-        )
-        for one in found
+        _status(row["status"], row["image_id_count_distinct"], schema.STATUSES.get(row["status"]))
+        for row in counts
     ]
     num_absent = len(cases.truth.image_id) - len(pc.unique(cases.rows["image_id"]))
     if num_absent:
-        absent = "the run has no row for it"
-        rows.append(StatusRow(status="not done", num_images=num_absent, meaning=absent))
+        rows.append(_status("not done", num_absent, "the run has no row for it"))
     failed = cases.rows.filter(pc.not_equal(cases.rows["status"], schema.OK)).sort_by("image_id")
     listed = failed.select(["image_uri", "status", "error"]).slice(0, MAX_FAILURES)
     return {
-        "statuses": sorted(rows, key=lambda row: (row.status != schema.OK, -row.num_images)),
+        "statuses": sorted(rows, key=lambda row: (row["status"] != schema.OK, -row["num_images"])),
         "failures": listed.to_pylist(),
         "num_failures": len(failed),
     }
+
+
+def _status(status: str, num_images: int, meaning: str | None) -> dict[str, Any]:
+    return {"status": status, "num_images": num_images, "meaning": meaning or ""}
 
 
 def run_facts(run: Mapping[str, Any]) -> list[Fact]:
@@ -115,5 +105,5 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
-        return ", ".join(_text(one) for one in value)
+        return ", ".join(map(_text, value))
     return str(value)

@@ -17,7 +17,7 @@ from PIL import Image
 from cropscore_ray import schema
 from cropscore_ray.datasets.manifest import Manifest
 from cropscore_ray.evaluation.metrics import evaluate
-from cropscore_ray.report import RunInputs, build_report
+from cropscore_ray.report.page import RunInputs, build_report
 from cropscore_ray.schema import ImageClass
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")

@@ -17,8 +17,9 @@ from cropscore_ray.errors import DataError, ImageError, ModelError
 from cropscore_ray.evaluation.metrics import evaluate
 from cropscore_ray.jobs import report as report_job
 from cropscore_ray.models.bundle import Bundle, save_bundle
-from cropscore_ray.report import RunInputs, build_report, charts
+from cropscore_ray.report import charts
 from cropscore_ray.report.cases import Cases, find_cases
+from cropscore_ray.report.page import RunInputs, build_report
 from cropscore_ray.schema import ImageClass
 
 CLASSES = [ImageClass(id="n1", name="owl"), ImageClass(id="n2", name="cup")]
