@@ -65,14 +65,10 @@ def main(verbose: bool) -> None:
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(message)s")
 
 
-COMMANDS = (
-    *(demo, index, train),
-    *(score, localize, pack),
-    *(evaluate, export, report),
-    *(bench, plan),
-    *(submit, jobs, cluster),
-)
-for command in COMMANDS:
+for command in (
+    *(demo, index, train, score, localize, pack, evaluate, export, report),
+    *(bench, plan, submit, jobs, cluster),
+):
     main.add_command(command)
 
 

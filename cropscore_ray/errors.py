@@ -12,7 +12,7 @@ ImageError                one image cannot be used; it becomes a row with a stat
 
 
 class CropscoreError(Exception):
-    """Say what went wrong and where; `hint` says what to do next."""
+    """What went wrong and where; `hint` is what to do next."""
 
     exit_code = 1
 
@@ -48,7 +48,7 @@ class RunConflictError(CropscoreError):
 
 
 class ImageError(Exception):
-    """One image cannot be used: `status` is a word of schema.STATUSES, the message says why."""
+    """One image cannot be used: `status` is one of schema.STATUSES, the message is why."""
 
     def __init__(self, status: str, reason: str) -> None:
         super().__init__(reason)

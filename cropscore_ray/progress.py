@@ -4,7 +4,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -28,7 +28,7 @@ class Snapshot:
     num_done: int
     """Images that are scored, those of earlier starts counted."""
     num_images: int | None
-    """None while nobody knows."""
+    """None while it is unknown."""
     by_status: Counter[str]
     """Images in parts that are written."""
     num_workers: int
@@ -36,7 +36,7 @@ class Snapshot:
     busy: float | None
     """Share of that time that they worked; the others waited for images."""
     gpu_use: float | None = None
-    """Share of that time that their GPUs were at work; None without any that says so."""
+    """Share of that time that their GPUs were at work; None where no GPU reports it."""
 
 
 class Progress:
@@ -54,26 +54,11 @@ class Progress:
 
         What others print meanwhile is no result, and goes to stderr: Ray prints its warnings.
         """
-        with redirect_stdout(sys.stderr), self._bars_on_a_terminal():
-            yield self
-
-    @contextmanager
-    def _bars_on_a_terminal(self) -> Iterator[None]:
-        if not self._console.is_terminal:
-            yield
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
-        )
-        with RichProgress(*columns, console=self._console) as bars:
-            self._bars = bars
+        with redirect_stdout(sys.stderr), ExitStack() as stack:
+            if self._console.is_terminal:
+                self._bars = stack.enter_context(_bars(self._console))
             try:
-                yield
+                yield self
             finally:
                 self._bars = None
 
@@ -122,15 +107,26 @@ class Progress:
 
     def _update_bar(self, stage: str, done: int, total: int | None, detail: str) -> None:
         assert self._bars is not None
-        for task in self._bars.tasks:
-            if task.description == stage:
-                self._bars.update(task.id, completed=done, total=total, detail=detail)
-                return
-        self._bars.add_task(stage, completed=done, total=total, detail=detail)
+        tasks = {task.description: task.id for task in self._bars.tasks}
+        if stage not in tasks:
+            tasks[stage] = self._bars.add_task(stage, total=total, detail=detail)
+        self._bars.update(tasks[stage], completed=done, total=total, detail=detail)
+
+
+def _bars(console: Console) -> RichProgress:
+    return RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=console,
+    )
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it: 40 s, 35 min, 2 h 5 min, 3 d 4 h."""
+    """Return a time in words: 40 s, 35 min, 2 h 5 min, 3 d 4 h."""
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"

@@ -4,10 +4,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+from typing import Any, TextIO
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +25,7 @@ class Table:
         lines = (self._with_columns(row) for row in self.rows)
         return "\n".join(self.gap.join(f"{cell:{how}}" for cell, how in line) for line in lines)
 
-    def __rich__(self) -> "RichTable":
+    def __rich__(self) -> Any:
         """Return what rich draws."""
         from rich.box import SIMPLE_HEAD
         from rich.table import Table as RichTable

@@ -38,9 +38,8 @@ RATIOS = (
 
 def run(name: str, config: BenchConfig) -> dict[str, Any]:
     """Run a benchmark by name, and show how far it is; return machine, rows and ratios."""
-    shown = Progress()
-    with shown.live():
-        return BENCHMARKS[name](config, partial(shown.update, f"bench {name}"))
+    with Progress().live() as progress:
+        return BENCHMARKS[name](config, partial(progress.update, f"bench {name}"))
 
 
 def scorer(config: BenchConfig, progress: Callable[[int, int], None]) -> dict[str, Any]:
@@ -103,12 +102,12 @@ def training(config: BenchConfig, progress: Callable[[int, int], None]) -> dict[
             delete_folder(where)
         progress(config.rounds, config.rounds)
     rows = training_bench.measured(rounds, size)
-    one, two = training_bench.WORKERS
+    single, double = training_bench.WORKERS
     ratios = {
-        "two workers/one worker": ratio(rows, two, one),
+        "two workers/one worker": ratio(rows, double, single),
         # Of seconds, where the rows are rates.
-        "one worker, with checkpoints/without": ratio(rows, one, f"{one}, with checkpoints"),
-        "two workers, with checkpoints/without": ratio(rows, two, f"{two}, with checkpoints"),
+        "one worker, with checkpoints/without": ratio(rows, single, f"{single}, with checkpoints"),
+        "two workers, with checkpoints/without": ratio(rows, double, f"{double}, with checkpoints"),
     }
     return _report(torch.device("cuda" if use_gpu else "cpu"), rows, ratios)
 
@@ -149,12 +148,7 @@ def pipeline(config: BenchConfig, progress: Callable[[int, int], None]) -> dict[
     return _report(device, rows, ratios)
 
 
-BENCHMARKS = {
-    "scorer": scorer,
-    "localizer": localizer,
-    "training": training,
-    "pipeline": pipeline,
-}
+BENCHMARKS = {bench.__name__: bench for bench in (scorer, localizer, training, pipeline)}
 
 
 def _bundle(config: BenchConfig, folder: str) -> Bundle:

@@ -48,9 +48,8 @@ def run(
             f"no image of {data_uri} has a class of the model {model}",
             hint="evaluate on the image set that it was trained for",
         )
-    shown = Progress()
-    with shown.live():
-        errors = classifier_errors(bundle, rows, progress=partial(shown.update, "classify"))
+    with Progress().live() as progress:
+        errors = classifier_errors(bundle, rows, progress=partial(progress.update, "classify"))
     if json_path is not None:
         storage.write_json(json_path, [row.to_json() for row in errors])
     return errors

@@ -25,8 +25,7 @@ def run(out: str, *, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> list
         storage.join(out, name) for name in ("images", "manifest", "model", "run")
     )
     page = storage.join(out, "report.html")
-    progress = Progress()
-    with progress.live():
+    with Progress().live() as progress:
         labels = draw_image_set(
             images,
             num_train=num_train,

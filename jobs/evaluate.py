@@ -61,22 +61,16 @@ def _read(
 ) -> tuple[pa.Table, list[float] | None]:
     """Return the predictions, and the constant box that their run recorded."""
     if format == "parquet":
-        return _read_own(uri)
+        predictions = read_predictions(uri)
+        run = predictions.run or {}
+        if run and not run.get("complete"):
+            logger.warning("%s is not complete; images not done yet count as errors", uri)
+        return predictions.table, (run.get("baselines") or {}).get("constant_box")
     if format == "ilsvrc":
         return read_ilsvrc(uri, manifest if split is None else manifest.only(split)), None
     if format != "devkit":
         raise ConfigError(f"format: {format!r} is not one of {', '.join(FORMATS)}")
     return read_devkit(uri, _one_split(manifest, split), read_ids(meta)), None
-
-
-def _read_own(uri: str) -> tuple[pa.Table, list[float] | None]:
-    predictions = read_predictions(uri)
-    run = predictions.run
-    if run is None:
-        return predictions.table, None
-    if not run.get("complete"):
-        logger.warning("%s is not complete; images not done yet count as errors", uri)
-    return predictions.table, (run.get("baselines") or {}).get("constant_box")
 
 
 def _one_split(manifest: Manifest, split: str | None) -> Manifest:

@@ -26,7 +26,7 @@ def run(
     Args:
         source: a manifest, or anything that `index` takes.
         out: a folder, which becomes a run folder with shards/ and manifest/, and with source/,
-            the manifest of what is packed, unless `source` is one.
+            the manifest of what is packed, unless `source` is a manifest.
         shard_images: images an archive.
         overwrite: delete another packed set that is in the folder.
         progress: where to show it.
@@ -62,7 +62,7 @@ def run(
 
 
 def _require_apart(source: str, out: str) -> None:
-    """Raise ConfigError if the set that makes room is the one that is to be packed."""
+    """Raise ConfigError if the set to be deleted is the set to be packed."""
     folders = [f"{storage.join(out, name)}/" for name in run_folder.PACKED]
     place = f"{source}/"  # or tar:FOLDER/...
     if any(place.startswith(folder) or f":{folder}" in place for folder in folders):

@@ -11,7 +11,7 @@ from cropscore_ray.training.objectives.boxes import NO_BOX
 
 NUM_CLASSES = 1000
 _SEED = 14
-_TRUE_BOXES = 3  # room for as many an image; most have one
+_TRUE_BOXES = 3  # places for so many an image; most images have a single true box
 
 
 def contestants(
@@ -24,10 +24,10 @@ def contestants(
         their weights.
     """
     train = _images(num_images, _SEED, device)
-    held = _images(max(2, round(num_images * config.held_back_fraction)), _SEED + 1, device)
+    held_back = _images(max(2, round(num_images * config.held_back_fraction)), _SEED + 1, device)
     generator = torch.Generator().manual_seed(_SEED)
     shared_4H = 0.02 * torch.randn(4, train.hidden_NH.shape[1], generator=generator).to(device)
-    arguments = (shared_4H, train, held, torch.arange(NUM_CLASSES, device=device), config)
+    arguments = (shared_4H, train, held_back, torch.arange(NUM_CLASSES, device=device), config)
     stacked, looped = fine_tune(*arguments)[0], fine_tune_in_a_loop(*arguments)[0]
 
     def run(way: partial[tuple[torch.Tensor, torch.Tensor]]) -> int:

@@ -1,5 +1,6 @@
 """Speed as ratios: contestants measured in turn, round by round, in one run."""
 
+import itertools
 import os
 import platform
 import statistics
@@ -44,8 +45,7 @@ def measure(
     """
     steps = (rounds + 1) * len(contestants)
     warm_up, rates = [], {name: [0.0] * rounds for name in contestants}
-    for step in range(steps):
-        number, name = divmod(step, len(contestants))[0], list(contestants)[step % len(contestants)]
+    for step, (number, name) in enumerate(itertools.product(range(rounds + 1), contestants)):
         began_s = time.perf_counter()
         units = contestants[name]()
         seconds = time.perf_counter() - began_s
@@ -62,9 +62,8 @@ def ratio(rows: list[Measured], over: str, under: str) -> float:
 
     Round by round, since a machine that others use is slow for all in the same round.
     """
-    found = {row.name: row.values for row in rows}
-    pairs = zip(found[over], found[under], strict=True)
-    return statistics.median(one / other for one, other in pairs)
+    rates = {row.name: row.values for row in rows}
+    return statistics.median(a / b for a, b in zip(rates[over], rates[under], strict=True))
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -45,7 +45,7 @@ _LOOK_S = 0.2
 
 
 class Returns(ScoreStage):
-    """A stage that looks at no image, so that all else of a run is what takes the time."""
+    """A stage that reads no image, so that all else of a run is what takes the time."""
 
     def __init__(
         self, bundle: Bundle, config: LocalizeConfig, device: torch.device | None = None
@@ -113,8 +113,8 @@ def _write_manifest(uri: str, image_uris: list[str]) -> str:
         "class_index": np.zeros(number, np.int32),
     }
     arrays = [
-        pa.array(columns[one.name], one.type) if one.name in columns else pa.nulls(number, one.type)
-        for one in schema.MANIFEST
+        pa.array(columns.get(column.name, [None] * number), column.type)
+        for column in schema.MANIFEST
     ]
     table = pa.Table.from_arrays(arrays, schema=schema.MANIFEST)
     write_manifest(uri, Manifest(table=table, classes=[ImageClass(id="a", name="a")]))
@@ -158,10 +158,10 @@ class Way:
         folder = self._folder(out)
         stage = self.stage(load_bundle(self.model_uri), self.config)
         parts = open_manifest(self.manifest_uri).batches(part_sizes.sizes(self.config.part_images))
-        for number, some in enumerate(parts):
-            rows = some.to_pylist()
-            found = stage(rows, fetch.fetch_images(row["image_uri"] for row in rows))
-            storage.write_table(folder.part_uri(number), schema.rows_to_table(found, stage.schema))
+        for number, part in enumerate(parts):
+            images = part.to_pylist()
+            rows = stage(images, fetch.fetch_images(image["image_uri"] for image in images))
+            storage.write_table(folder.part_uri(number), schema.rows_to_table(rows, stage.schema))
 
 
 def rate(out: str, part_images: int) -> float:
@@ -192,20 +192,20 @@ class Memory:
 @contextmanager
 def watched() -> Iterator[Memory]:
     """Look at the memory of this process and of the actors while the block runs."""
-    found, ended = Memory(), threading.Event()
+    memory, ended = Memory(), threading.Event()
 
     def watch() -> None:
         while not ended.wait(_LOOK_S):
-            found.driver = max(found.driver, _resident(Path("/proc/self")))
+            memory.driver = max(memory.driver, _resident(Path("/proc/self")))
             for process in Path("/proc").glob("[0-9]*"):
                 with suppress(OSError):  # it has just ended
                     if b"StageActor" in (process / "cmdline").read_bytes():
-                        found.actor = max(found.actor, _resident(process))
+                        memory.actor = max(memory.actor, _resident(process))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield found
+        yield memory
     finally:
         ended.set()
         watcher.join()
@@ -224,7 +224,7 @@ class Size:
     )
     """By mode: images, and images a part."""
     shards: tuple[int, ...] = (1_000, 10_000, 100_000)
-    """Images of the runs without networks; the largest one is also gone on with."""
+    """Images of the runs without networks; the largest of them is also resumed."""
 
     @property
     def num_steps(self) -> int:
@@ -239,7 +239,7 @@ def run_round(
     folder: Path, model_uri: str, size: Size, step: Callable[[], None]
 ) -> dict[str, float]:
     """Measure everything once; return values by name. `step` is called `size.num_steps` times."""
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for mode, (number, part_images) in size.photos.items():
         config = LocalizeConfig(mode=mode, classes="label", part_images=part_images)
         way = Way(manifest_uri=photo_manifest(folder, number), model_uri=model_uri, config=config)
@@ -249,9 +249,9 @@ def run_round(
             step()
             alone.submit(way.bare, bare).result()
             step()
-        found[f"pipeline, {mode}"] = rate(on_ray, part_images)
-        found[f"bare, {mode}"] = rate(bare, part_images)
-        found[f"start, {mode}"] = seconds - number / found[f"pipeline, {mode}"]
+        values[f"pipeline, {mode}"] = rate(on_ray, part_images)
+        values[f"bare, {mode}"] = rate(bare, part_images)
+        values[f"start, {mode}"] = seconds - number / values[f"pipeline, {mode}"]
         _forget(on_ray, bare)
     for number in size.shards:
         config = LocalizeConfig(classes="label")
@@ -260,20 +260,20 @@ def run_round(
         with watched() as memory:
             seconds = way.on_ray(out)
         step()
-        found[f"whole run, {number:,} images"] = seconds
-        found[f"average, {number:,} images"] = 1e6 * seconds / number
-        found[f"memory of the driver, {number:,} images"] = memory.driver / 2**20
-        found[f"memory of an actor, {number:,} images"] = memory.actor / 2**20
+        values[f"whole run, {number:,} images"] = seconds
+        values[f"average, {number:,} images"] = 1e6 * seconds / number
+        values[f"memory of the driver, {number:,} images"] = memory.driver / 2**20
+        values[f"memory of an actor, {number:,} images"] = memory.actor / 2**20
         if number == size.shards[-1]:
             take_parts_away(out, 0.01)
-            found["resume, 99 % done"] = way.on_ray(out)
+            values["resume, 99 % done"] = way.on_ray(out)
             step()
         _forget(out)
     for fewer, more in pairwise(size.shards):
         # What an image more costs: the start is in both runs, and drops out.
-        seconds = found[f"whole run, {more:,} images"] - found[f"whole run, {fewer:,} images"]
-        found[f"marginal, {fewer:,} to {more:,} images"] = 1e6 * seconds / (more - fewer)
-    return found
+        seconds = values[f"whole run, {more:,} images"] - values[f"whole run, {fewer:,} images"]
+        values[f"marginal, {fewer:,} to {more:,} images"] = 1e6 * seconds / (more - fewer)
+    return values
 
 
 def _forget(*folders: str) -> None:
@@ -291,6 +291,6 @@ def unit(name: str) -> str:
 def measured(rounds: list[dict[str, float]]) -> list[Measured]:
     """Return the rows of a table of rounds."""
     return [
-        Measured(name=name, unit=unit(name), values=[one[name] for one in rounds])
+        Measured(name=name, unit=unit(name), values=[values[name] for values in rounds])
         for name in rounds[0]
     ]

@@ -16,7 +16,7 @@ class _Layers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found: list[tuple[int, int]] = []
+        self.layers: list[tuple[int, int]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -25,9 +25,9 @@ class _Layers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name == "convolution":
             weight = args[1]
             macs = first.numel() * weight.numel() // weight.shape[0]
-            self.found.append((macs, args[0].numel() + first.numel()))
+            self.layers.append((macs, args[0].numel() + first.numel()))
         elif name.startswith(("max_pool2d", "mean")):
-            self.found.append((0, args[0].numel() + first.numel()))
+            self.layers.append((0, args[0].numel() + first.numel()))
         return out
 
 
@@ -40,15 +40,15 @@ def layers(network: Network, side: int) -> list[tuple[int, int]]:
     counted = _Layers()
     with counted, torch.no_grad():
         shadow(torch.empty(1, 3, side, side, device="meta"))
-    return counted.found
+    return counted.layers
 
 
 def roofline(
-    found: list[tuple[int, int]], flops_per_s: float, bytes_per_s: float, item_bytes: int
+    layers: list[tuple[int, int]], flops_per_s: float, bytes_per_s: float, item_bytes: int
 ) -> float:
     """Return the crops per second at which every layer meets one of the machine's two limits."""
     seconds = [
-        max(2 * macs / flops_per_s, elements * item_bytes / bytes_per_s) for macs, elements in found
+        max(2 * macs / flops_per_s, size * item_bytes / bytes_per_s) for macs, size in layers
     ]
     return 1 / sum(seconds)
 
@@ -56,8 +56,8 @@ def roofline(
 def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int) -> Measured:
     """Measure a large matrix product, in operations per second."""
     side = 8192 if device.type == "cuda" else 2048
-    one = torch.randn(side, side, device=device).to(dtype)
-    seconds = _timed(lambda: one @ one, device, rounds)
+    square = torch.randn(side, side, device=device).to(dtype)
+    seconds = _timed(lambda: square @ square, device, rounds)
     rates = [2.0 * side**3 / each for each in seconds]
     return Measured(name="matrix product", unit="FLOP/s", values=rates)
 

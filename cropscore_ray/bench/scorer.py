@@ -67,12 +67,12 @@ def contestants(bundle_uri: str) -> Iterator[dict[str, Run]]:
     took 1.6 times as long beside an engine.
     """
     with ExitStack() as stack:
-        found: dict[str, Run] = {}
+        runs: dict[str, Run] = {}
         for name in _CONTESTANTS:
             pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (name, bundle_uri))
             stack.enter_context(pool)
-            found[name] = lambda pool=pool: pool.submit(_go).result()  # type: ignore[misc]
-        yield found
+            runs[name] = lambda pool=pool: pool.submit(_go).result()  # type: ignore[misc]
+        yield runs
 
 
 _run: Run | None = None  # of a contestant's own process
@@ -135,8 +135,8 @@ def _engine(mode: str, num_images: int, bundle: Bundle, device: torch.device) ->
     rows = [{"image_id": i, "class_index": 0} for i in range(len(files))]
 
     def run() -> int:
-        found = stage(rows, list(files))
-        assert [row["status"] for row in found] == ["ok"] * len(files)
+        scored = stage(rows, list(files))
+        assert [row["status"] for row in scored] == ["ok"] * len(files)
         return len(files)
 
     return run
@@ -150,8 +150,8 @@ def _forward_only(bundle: Bundle, device: torch.device) -> Run:
     num_images = 8 if device.type == "cuda" else 2
     crops_NSS3 = crop(pixels, grid.square_boxes(width, height), engine.side)
     batches = [
-        normalize(some.to(device), bundle.preprocess, engine.dtype)
-        for some in torch.split(crops_NSS3.repeat(num_images, 1, 1, 1), engine.batch)
+        normalize(batch.to(device), bundle.preprocess, engine.dtype)
+        for batch in torch.split(crops_NSS3.repeat(num_images, 1, 1, 1), engine.batch)
     ]
     forward = engine.compiled(lambda batch: engine.network.features(batch).float().mean((2, 3)))
 

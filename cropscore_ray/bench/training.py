@@ -50,10 +50,10 @@ def draw_images(folder: Path, num_images: int) -> LabelledImages:
     uris, boxes = [], []
     classes = np.arange(num_images) % len(CLASS_NAMES)
     for i, class_index in enumerate(classes):
-        image, found = draw_image(np.random.default_rng((_SEED, i)), int(class_index))
+        image, drawn = draw_image(np.random.default_rng((_SEED, i)), int(class_index))
         image.save(folder / f"{i}.jpg")
         uris.append(str(folder / f"{i}.jpg"))
-        boxes.append(np.array(found, np.float64))
+        boxes.append(np.array(drawn, np.float64))
     return LabelledImages(uris=uris, classes=classes, boxes=boxes)
 
 
@@ -104,7 +104,7 @@ class _InTheMiddle:
 
 
 def on_gpu() -> bool:
-    """Tell whether all trainings are on GPUs: if there are enough for each, else none is.
+    """Return whether all trainings are on GPUs: if there are enough for each, else none is.
 
     Raises:
         ConfigError: the cluster has several nodes, which cannot all read the images.
@@ -141,8 +141,8 @@ def measured(rounds: list[dict[str, list[dict[str, float]]]], size: Size) -> lis
     for name in WORKERS:
         for kind, title in (("without", name), ("with checkpoints", f"{name}, with checkpoints")):
             rates, waits = [], []
-            for found in rounds:
-                epochs = [found[name][number - 1] for number in _EPOCHS[kind]]
+            for metrics in rounds:
+                epochs = [metrics[name][number - 1] for number in _EPOCHS[kind]]
                 seconds = sum(epoch["seconds"] for epoch in epochs)
                 waited_s = sum(epoch["seconds"] * epoch["input_wait"] for epoch in epochs)
                 rates.append(size.num_images * len(epochs) / seconds)

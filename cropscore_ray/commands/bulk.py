@@ -80,8 +80,7 @@ def _run_bulk(command: str, run: RunConfig, config: LocalizeConfig, workers: Wor
     from cropscore_ray.jobs import localize as job
     from cropscore_ray.progress import Progress
 
-    progress = Progress()
-    with progress.live():
+    with Progress().live() as progress:
         record = job.run(command, run, config, workers=workers, progress=progress)
     click.echo(_summary(run.out, record["counts"]))
 
@@ -141,8 +140,7 @@ def pack(source: str, out: str, shard_images: int, overwrite: bool) -> None:
     from cropscore_ray.jobs import pack as job
     from cropscore_ray.progress import Progress
 
-    progress = Progress()
-    with progress.live():
+    with Progress().live() as progress:
         record = job.run(
             source, out=out, shard_images=shard_images, overwrite=overwrite, progress=progress
         )

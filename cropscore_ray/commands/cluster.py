@@ -55,10 +55,10 @@ def up(where: str, file: str) -> None:
     from cropscore_ray.clusters import contexts
     from cropscore_ray.clusters.declared import ray_up
 
-    found = ray_up.declared(file)
-    ray_up.up(found)
-    contexts.use(found.name, ray_up.ADDRESS, found.token_file)
-    click.echo(ray_up.render(ray_up.nodes(found)))
+    declared = ray_up.declared(file)
+    ray_up.up(declared)
+    contexts.use(declared.name, ray_up.ADDRESS, declared.token_file)
+    click.echo(ray_up.render(ray_up.nodes(declared)))
     click.echo(f"hint: commands reach it while `cropscore cluster attach {where}` runs", err=True)
 
 
@@ -90,8 +90,8 @@ def status(where: str, file: str, as_json: bool) -> None:
     """
     from cropscore_ray.clusters.declared import ray_up
 
-    found = ray_up.nodes(ray_up.declared(file))
-    click.echo(json.dumps(found, indent=2) if as_json else ray_up.render(found))
+    nodes = ray_up.nodes(ray_up.declared(file))
+    click.echo(json.dumps(nodes, indent=2) if as_json else ray_up.render(nodes))
 
 
 @cluster.command()
@@ -106,6 +106,6 @@ def down(where: str, file: str) -> None:
     """
     from cropscore_ray.clusters.declared import ray_up
 
-    found = ray_up.declared(file)
-    ray_up.down(found)
-    click.echo(f"{found.name}: no nodes")
+    declared = ray_up.declared(file)
+    ray_up.down(declared)
+    click.echo(f"{declared.name}: no nodes")

@@ -41,8 +41,7 @@ def index(source: str, out: str, overwrite: bool) -> None:
     from cropscore_ray.jobs import index as job
     from cropscore_ray.progress import Progress
 
-    progress = Progress()
-    with progress.live():
+    with Progress().live() as progress:
         report = job.run(
             source, out, overwrite=overwrite, progress=lambda n, of: progress.update("index", n, of)
         )
@@ -87,8 +86,7 @@ def train(
 
     chosen = [*settings, *([f"classifier.init={json.dumps(init)}"] if init else [])]
     config = with_settings(job.first_config(stage, model=model, recipe=recipe), chosen)
-    progress = Progress()
-    with progress.live():
+    with Progress().live() as progress:
         bundle = job.run(
             stage, data=data, model=model, config=config, split=split, progress=progress
         )

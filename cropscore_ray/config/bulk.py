@@ -29,7 +29,7 @@ class LocalizeConfig:
         require(1 <= self.top_k <= 1000, "top_k", self.top_k, "from 1 to 1000")
         fits = self.part_images is None or self.part_images >= 1
         require(fits, "part_images", self.part_images, "1 or more, or null")
-        require(self.max_megapixels > 0, "max_megapixels", self.max_megapixels, "above 0")
+        check(self, "", "above 0", "max_megapixels")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

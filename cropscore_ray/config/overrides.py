@@ -1,6 +1,6 @@
-"""Configs to plain values and back: what `--set a.b=VALUE` and every written config go through.
+"""Configs to plain values and back, for `--set a.b=VALUE` and every written config.
 
-Any frozen dataclass will do; what fields mean is config.py's.
+Any frozen dataclass will do; what its fields mean is not known here.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ def to_identity(config: Any) -> dict[str, Any]:
     That is all of a config, but for settings that were added LATER and stand at their defaults.
     """
     plain = to_dict(config)
-    for one in dataclasses.fields(config):
-        value = getattr(config, one.name)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            plain[one.name] = to_identity(value)
-        elif one.metadata.get("later") and value == one.default:
-            del plain[one.name]
+            plain[field.name] = to_identity(value)
+        elif field.metadata.get("later") and value == field.default:
+            del plain[field.name]
     return plain
 
 
@@ -70,11 +70,11 @@ def _convert(hint: Any, value: Any, dotted: str) -> Any:
             return float(value)
         if option in (int, bool, str) and type(value) is option:
             return value
-    rule = " or ".join(_told(option) for option in options)
+    rule = " or ".join(_name_of(option) for option in options)
     raise ConfigError(f"{dotted} is {value!r}, but it must be {rule}")
 
 
-def _told(kind: Any) -> str:
+def _name_of(kind: Any) -> str:
     """Return a type as users write its values."""
     if typing.get_origin(kind) is tuple:
         return "a list in brackets, like [1, 2]"

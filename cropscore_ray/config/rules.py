@@ -1,4 +1,4 @@
-"""Rules that settings keep, by the words in which an error tells them."""
+"""Rules that settings keep, by the words of the error messages."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ _RULES = {
 
 
 def check(config: Any, section: str, rule: str, *names: str) -> None:
-    """Raise ConfigError if one of these fields of a section breaks the rule."""
+    """Raise ConfigError if one of these fields of a section, "" for none, breaks the rule."""
     for name in names:
         value = getattr(config, name)
-        require(_RULES[rule](value), f"{section}.{name}", value, rule)
+        require(_RULES[rule](value), f"{section}.{name}".removeprefix("."), value, rule)
 
 
 def one_of(known: tuple[str, ...], name: str, value: str) -> None:

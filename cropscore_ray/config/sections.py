@@ -151,9 +151,9 @@ class ScorerConfig(SgdConfig):
     the poster's fine-tuning; in pyramid mode on the cells of objects, at any zoom.
     """
     overlap_width: int = 0
-    """Channels of a head that tells a square's overlap from its embedding; 0: no head.
+    """Channels of a head that predicts a square's overlap from its embedding; 0: no head.
 
-    With one, the overlap is the score. The network stays as the classifier is, and the head
+    With a head, the overlap is the score. The network stays as the classifier is, and the head
     alone is trained, on squares of the grid (METHOD section 9).
     """
     level_shares: tuple[float, float, float] = (0.1, 0.6, 0.3)
@@ -300,13 +300,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         one_of(MODES, "mode", self.mode)
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        check(self, "", "0 or more", "seed", "checkpoint_steps")
+        check(self, "", "1 or more", "num_workers")
         most = self.max_localizer_images
         require(most is None or most >= 1, "max_localizer_images", most, "1 or more, or null")
-        require(self.num_workers >= 1, "num_workers", self.num_workers, "1 or more")
         fewest, rule = self.min_workers, f"from 1 to num_workers ({self.num_workers}), or null"
         require(fewest is None or 1 <= fewest <= self.num_workers, "min_workers", fewest, rule)
-        require(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
         # A scorer that is taken as it is needs no images.
         share, rule = self.localizer_fraction, "above 0 and below 1, or 1 with scorer.epochs 0"
         all_of_them = share == 1 and self.scorer.epochs == 0

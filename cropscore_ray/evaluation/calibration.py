@@ -4,8 +4,7 @@ Shape suffixes: N boxes.
 """
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ COVERAGES = (0.5, 0.8, 0.9)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bin:
-    """Boxes of similar confidence: what they promise, and what they keep."""
+    """Boxes of similar confidence, and how many of them fit."""
 
     num_boxes: int
     confidence: float
@@ -46,16 +45,12 @@ class Reliability:
     error_at_coverage: dict[str, float]
     """the error among the most confident share of the boxes"""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON's types."""
-        return asdict(self)
-
 
 def reliability(confidence_N: NDArray[np.float64], hit_N: NDArray[np.bool_]) -> Reliability | None:
     """Compare confidences with what became of their boxes; None for no boxes.
 
     Bins hold equally many boxes: fifteen, or fewer where that would leave less than forty in
-    each, since a hit rate of a few boxes says nothing.
+    each, since the hit rate of a few boxes is mostly chance.
     """
     if not len(confidence_N):
         return None
@@ -63,25 +58,26 @@ def reliability(confidence_N: NDArray[np.float64], hit_N: NDArray[np.bool_]) -> 
     confidence, hit = confidence_N[order], hit_N[order].astype(np.float64)
     num_bins = max(1, min(MOST_BINS, len(confidence) // LEAST_IN_A_BIN))
     parts = [
-        (confidence[some], hit[some]) for some in np.array_split(np.arange(len(hit)), num_bins)
+        (confidence[places], hit[places])
+        for places in np.array_split(np.arange(len(hit)), num_bins)
     ][::-1]
     bins = [
-        Bin(num_boxes=len(hits), confidence=float(some.mean()), hit_rate=float(hits.mean()))
-        for some, hits in parts
+        Bin(num_boxes=len(hits), confidence=float(promised.mean()), hit_rate=float(hits.mean()))
+        for promised, hits in parts
     ]
-    share = np.array([one.num_boxes for one in bins]) / len(hit)
-    off = np.array([abs(one.confidence - one.hit_rate) for one in bins])
+    shares = np.array([part.num_boxes for part in bins]) / len(hit)
+    off = np.array([abs(part.confidence - part.hit_rate) for part in bins])
     # The mean absolute deviation of a normal is sqrt(2/pi) of its standard deviation.
-    spread = np.array([math.sqrt((some * (1 - some)).sum()) / len(some) for some, _ in parts])
+    spread = np.array([math.sqrt((p * (1 - p)).sum()) / len(p) for p, _ in parts])
     return Reliability(
         bins=bins,
-        ece=float(share @ off),
-        ece_by_chance=float(share @ spread) * math.sqrt(2 / math.pi),
+        ece=float(shares @ off),
+        ece_by_chance=float(shares @ spread) * math.sqrt(2 / math.pi),
         brier=float(np.square(confidence - hit).mean()),
         brier_base_rate=float(hit.var()),
         auroc=_auroc(confidence, hit),
         error_at_coverage={
-            f"{one}": float(1 - hit[: math.ceil(one * len(hit))].mean()) for one in COVERAGES
+            f"{share}": float(1 - hit[: math.ceil(share * len(hit))].mean()) for share in COVERAGES
         },
     )
 

@@ -53,7 +53,7 @@ def classifier_errors(
     Args:
         bundle: whose classifiers.
         rows: of a manifest, with image_uri and, of the model's classes, class_index.
-        progress: told of images done and images in all.
+        progress: takes the number of images done, and of all images.
 
     Returns:
         each classifier on one crop and on ten, then their mean if there are several.
@@ -71,7 +71,7 @@ def classifier_errors(
             probabilities_MGTC = torch.cat([probabilities_MGTC, mean_1GTC])
         views = torch.stack([probabilities_MGTC[:, :, _CENTRE], probabilities_MGTC.mean(2)])
         ranks.append(_ranks(views, torch.tensor(classes_G, device=scorer.device)).cpu())
-        progress(sum(some.shape[2] for some in ranks), len(uris))
+        progress(sum(rank_2MG.shape[2] for rank_2MG in ranks), len(uris))
     rank_2MN = torch.cat(ranks, 2).numpy() if ranks else np.zeros((2, len(names), 0))
     return [
         ClassifierErrors(
@@ -95,13 +95,13 @@ def _groups(
             fetched, group=size, max_megapixels=MAX_MEGAPIXELS, device=scorer.device
         ):
             good: list[tuple[Pixels | Tensor, int]] = []
-            for one, own in zip(decoded, label, strict=False):
-                if isinstance(one, ImageError):
-                    require_answer(one)
+            for image, class_index in zip(decoded, label, strict=False):
+                if isinstance(image, ImageError):
+                    require_answer(image)
                 else:
-                    good.append((scorer.to_device(one), own))
+                    good.append((scorer.to_device(image), class_index))
             if good:
-                yield [one for one, _ in good], [own for _, own in good]
+                yield [image for image, _ in good], [class_index for _, class_index in good]
 
 
 def _ranks(probabilities_XGC: Tensor, classes_G: Tensor) -> Tensor:

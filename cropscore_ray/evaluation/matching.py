@@ -1,7 +1,7 @@
 """Predictions joined with the ground truth: what became of each image.
 
 Shapes: I images of the manifest's rows, G true boxes in the order of images, P
-predicted boxes; 4 the sides xyxy. Averages, groups and baselines' fits are evaluate's.
+predicted boxes; 4 the sides xyxy. Averages, groups and baselines' fits are in `metrics`.
 """
 
 from collections.abc import Sequence
@@ -112,7 +112,7 @@ def best_iou(truth: Truth, boxes_P4: ArrayLike, image_P: Ints) -> Floats:
 
 
 def join(predictions: pa.Table, truth: Truth) -> Outcomes:
-    """Say for each image which of its guesses were right.
+    """Return for each image which of its guesses were right.
 
     Args:
         predictions: schema.PREDICTIONS; class_index in the manifest's order, image_id
@@ -146,7 +146,7 @@ def join(predictions: pa.Table, truth: Truth) -> Outcomes:
 
 
 def constant_box_wrong(truth: Truth, unit_box: Sequence[float] | Floats) -> Bools:
-    """Say where one box, given as fractions of every image, misses all instances, (I,)."""
+    """Return where a box, given as fractions of every image, misses all instances, (I,)."""
     boxes = np.tile(truth.sizes_px, 2) * np.asarray(unit_box, np.float64)
     return best_iou(truth, boxes, np.arange(len(truth.image_id))) < geometry.IOU_THRESHOLD
 

@@ -78,10 +78,10 @@ class Figures:
         return {
             "num_labelled": self.num_images,
             "num_boxed": self.num_boxed,
-            "error": _fractions(self.error),
-            "baselines": _fractions(self.baselines),
-            "standard_error": _standard_errors(self.error),
-            "baselines_standard_error": _standard_errors(self.baselines),
+            "error": _each(self.error, "fraction"),
+            "baselines": _each(self.baselines, "fraction"),
+            "standard_error": _each(self.error, "standard_error"),
+            "baselines_standard_error": _each(self.baselines, "standard_error"),
         }
 
 
@@ -117,8 +117,8 @@ class Evaluation:
             "num_images": self.num_images,
             "num_failed": self.num_failed,
             **self.overall.to_json(),
-            "max_box_acc": {key: _fraction(rate) for key, rate in self.max_box_acc.items()},
-            "confidence": self.confidence.to_json() if self.confidence else None,
+            "max_box_acc": {key: rate and rate.fraction for key, rate in self.max_box_acc.items()},
+            "confidence": self.confidence and asdict(self.confidence),
             "constant_box": self.constant_box,
             "by_num_boxes": {
                 "single": self.single_box.to_json(),
@@ -144,8 +144,8 @@ def evaluate(
         predictions: A table of schema.PREDICTIONS. Where its metadata lists classes, its
             class_index is matched to the manifest's by class id; else both lists are
             taken to be the same.
-        manifest: The image set that was localized. Its `train` split, where it has
-            one, gives the constant-box baseline.
+        manifest: The image set that was localized. Its `train` split, if there is
+            any, gives the constant-box baseline.
         split: The rows that count; None: the one split that the predictions touch, the
             training images aside.
         constant_box: The baseline's box in fractions of the image, for a manifest that has
@@ -233,8 +233,8 @@ def _names_by_id(table: pa.Table) -> dict[int, str]:
 
 def _with_manifest_classes(predictions: pa.Table, manifest: Manifest) -> pa.Table:
     """Return the table with class_index in the manifest's order; -2 for unknown classes."""
-    theirs = [one.id for one in schema.read_classes(predictions.schema)]
-    ours = {one.id: index for index, one in enumerate(manifest.classes)}
+    theirs = [known.id for known in schema.read_classes(predictions.schema)]
+    ours = {known.id: index for index, known in enumerate(manifest.classes)}
     if not theirs or theirs == list(ours):
         return predictions
     new_index = pa.array([ours.get(name, matching.UNKNOWN_CLASS) for name in theirs], pa.int32())
@@ -298,14 +298,7 @@ def _rate(hits: Bools | None, counted: Bools) -> Rate | None:
     return Rate(fraction=float(hits[counted].mean()), num_images=int(counted.sum()))
 
 
-def _fraction(rate: Rate | None) -> float | None:
-    return None if rate is None else rate.fraction
-
-
-def _fractions(rates: Errors | Baselines) -> dict[str, float | None]:
-    return {name: _fraction(getattr(rates, name)) for name in rates.__dataclass_fields__}
-
-
-def _standard_errors(rates: Errors | Baselines) -> dict[str, float | None]:
-    found = {name: getattr(rates, name) for name in rates.__dataclass_fields__}
-    return {name: None if rate is None else rate.standard_error for name, rate in found.items()}
+def _each(rates: Errors | Baselines, figure: str) -> dict[str, float | None]:
+    """Return a figure of each rate by name, None for a rate that is not available."""
+    by_name = {name: getattr(rates, name) for name in rates.__dataclass_fields__}
+    return {name: rate and getattr(rate, figure) for name, rate in by_name.items()}

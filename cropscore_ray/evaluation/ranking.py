@@ -21,12 +21,12 @@ _ORDER = [
 
 
 def has_class_known(predictions: pa.Table) -> bool:
-    """Tell whether any row, failed ones included, was made with its class given (rank 0)."""
+    """Return whether any row, failed images included, was made with its class given (rank 0)."""
     return bool(pc.any(pc.equal(predictions["class_rank"], 0)).as_py())
 
 
 def has_ranked(predictions: pa.Table) -> bool:
-    """Tell whether any row, failed ones included, is for a predicted class (rank 1 to K)."""
+    """Return whether any row, failed images included, is for a predicted class (rank 1 to K)."""
     return bool(pc.any(pc.greater_equal(predictions["class_rank"], 1)).as_py())
 
 

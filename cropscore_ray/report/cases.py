@@ -29,7 +29,7 @@ class Cases:
     rows: pa.Table
     """schema.PREDICTIONS: all rows of these images, failed ones included."""
     shown: pa.Table
-    """schema.PREDICTIONS: the shown box of each image that has one."""
+    """schema.PREDICTIONS: the shown box of each image that has any."""
     row: Ints
     """For each image, its row of `shown`; -1 where no box was predicted."""
     iou: Floats

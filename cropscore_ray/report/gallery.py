@@ -50,7 +50,7 @@ class Card:
     jpeg_base64: str | None
     """The image, at most 400 pixels on a side; None where it could not be read."""
     image_note: str
-    """Why there is no image; empty where there is one."""
+    """Why there is no image; empty where there is an image."""
     maps: list[HeatMap]
     score_range: tuple[float, float] | None
     """Lowest and highest of the 140 scores (before softmax)."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 import cropscore_ray as cropscore
 from cropscore_ray import schema, storage
-from cropscore_ray.config.bulk import LocalizeConfig
+from cropscore_ray.config.bulk import LocalizeConfig, RunConfig
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.errors import ConfigError, DataError, ImageError, ModelError
 from cropscore_ray.jobs import index, localize
@@ -68,13 +68,8 @@ def test_rows_are_those_of_the_command(
     folder: Path, model: cropscore.Model, bulk_here: None
 ) -> None:
     out = str(folder / "run")
-    localize.run(
-        "localize",
-        source=str(folder / "manifest"),
-        model=str(folder / "model"),
-        out=out,
-        config=LocalizeConfig(classes="predicted"),
-    )
+    where = RunConfig(source=str(folder / "manifest"), model=str(folder / "model"), out=out)
+    localize.run("localize", where, LocalizeConfig(classes="predicted"))
     run = cropscore.read_run(out)
     wanted = run.table()
 

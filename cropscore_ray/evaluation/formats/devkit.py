@@ -39,13 +39,13 @@ def write_devkit(uri: str, predictions: pa.Table, ids: dict[str, int]) -> None:
         DataError: A class has no id in the kit, or file names repeat.
     """
     classes = guess_lines.require_classes(predictions, "the devkit format")
-    absent = [one.id for one in classes if one.id not in ids]
+    absent = [known.id for known in classes if known.id not in ids]
     if absent:
         raise DataError(
             f"{len(absent)} classes are not in the kit's meta file, such as {absent[0]!r}",
             hint="the devkit format is for ImageNet's 1000 classes; else export as coco or csv",
         )
-    words = [str(ids[one.id]) for one in classes]
+    words = [str(ids[known.id]) for known in classes]
     lines = guess_lines.lines_by_stem(predictions, words).values()
     storage.write_bytes(uri, "".join(f"{line or NO_GUESS}\n" for line in lines).encode())
 
@@ -71,7 +71,7 @@ def read_devkit(uri: str, manifest: Manifest, ids: dict[str, int]) -> pa.Table:
             f"{uri}: {len(lines)} lines for {len(by_stem)} images",
             hint="the kit's format has one line per image of the split; choose it with --split",
         )
-    index_of_class = {one.id: index for index, one in enumerate(manifest.classes)}
+    index_of_class = {known.id: index for index, known in enumerate(manifest.classes)}
     index_of_id = {float(kit_id): index_of_class.get(wnid) for wnid, kit_id in ids.items()}
     guesses = [_parse(line, f"{uri}:{n}", index_of_id) for n, line in enumerate(lines, start=1)]
     image_ids = [by_stem[stem] for stem in sorted(by_stem)]

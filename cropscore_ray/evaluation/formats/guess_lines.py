@@ -112,7 +112,8 @@ def to_predictions(manifest: Manifest, lines: Iterable[tuple[int, list[Guess]]])
         manifest: The image set; its classes are those of the guesses.
         lines: image_id and guesses, best first; without guesses an image gets no row.
     """
-    images = _images_by_id(manifest)
+    columns = ["image_id", "image_uri", "width_px", "height_px"]
+    images = {row["image_id"]: row for row in manifest.table.select(columns).to_pylist()}
     rows: list[dict[str, Any]] = []
     for image_id, line in lines:
         for rank, guess in enumerate(line, start=1):
@@ -129,11 +130,6 @@ def to_predictions(manifest: Manifest, lines: Iterable[tuple[int, list[Guess]]])
                 }
             )
     return schema.rows_to_table(rows, schema.with_classes(schema.PREDICTIONS, manifest.classes))
-
-
-def _images_by_id(manifest: Manifest) -> dict[int, dict[str, Any]]:
-    columns = ["image_id", "image_uri", "width_px", "height_px"]
-    return {row["image_id"]: row for row in manifest.table.select(columns).to_pylist()}
 
 
 def parse_groups(words: list[str], where: str) -> list[tuple[str, InclusiveBox]]:

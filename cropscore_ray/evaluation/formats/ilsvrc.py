@@ -27,7 +27,7 @@ def write_ilsvrc(uri: str, predictions: pa.Table) -> None:
     Raises:
         DataError: There are no classes, an id has a blank in it, or file names repeat.
     """
-    words = [one.id for one in guess_lines.require_classes(predictions, "the ilsvrc format")]
+    words = [known.id for known in guess_lines.require_classes(predictions, "the ilsvrc format")]
     spaced = [word for word in words if len(word.split()) != 1]
     if spaced:
         raise DataError(
@@ -48,11 +48,11 @@ def read_ilsvrc(uri: str, manifest: Manifest) -> pa.Table:
     takes one of the five places and is wrong.
 
     Raises:
-        DataError: The file is not of this format, or names an image twice or one that
+        DataError: The file is not of this format, or names an image twice, or an image that
             the manifest does not have.
     """
     ids = guess_lines.ids_by_stem(manifest.table)
-    classes = {one.id: index for index, one in enumerate(manifest.classes)}
+    classes = {known.id: index for index, known in enumerate(manifest.classes)}
     lines: dict[int, list[Guess]] = {}
     for where, stem, words in _records(uri):
         if stem not in ids:

@@ -30,6 +30,6 @@ def read_predictions(uri: str) -> Predictions:
     table = storage.read_table(table_uri)
     schema.check_table(table.schema, schema.PREDICTIONS, table_uri)
     if run is not None and run.get("classes"):
-        classes = [ImageClass(id=one["id"], name=one["name"]) for one in run["classes"]]
+        classes = [ImageClass(id=known["id"], name=known["name"]) for known in run["classes"]]
         table = table.cast(schema.with_classes(table.schema, classes))
     return Predictions(table=table, run=run)

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from cropscore_ray.cli import main
+from cropscore_ray.config.bulk import LocalizeConfig, RunConfig, WorkerConfig
 
 
 def run(*arguments: str) -> Result:
@@ -155,3 +156,26 @@ def test_ctrl_c_says_that_the_command_goes_on(monkeypatch: pytest.MonkeyPatch):
     assert result.exit_code == 130
     assert "goes on from here" in result.stderr
     assert json.dumps(result.stdout) == '""'
+
+
+def test_options_of_a_bulk_run_reach_its_job_as_configs(monkeypatch: pytest.MonkeyPatch):
+    from cropscore_ray.jobs import localize
+
+    calls = []
+
+    def job(*given: object, workers: WorkerConfig, progress: object) -> dict:
+        calls.append((*given, workers))
+        return {"counts": {"images": 2, "by_status": {"ok": 2}, "rows": 6}}
+
+    monkeypatch.setattr(localize, "run", job)
+    where = ("--model", "m", "--out", "r", "--split", "val", "--retry")
+    result = run("score", "photos", *where, "--top", "3", "--mode", "exact", "--workers", "2")
+    assert result.stdout == "r: 2 images (2 ok), 6 rows\n"
+    assert calls == [
+        (
+            "score",
+            RunConfig(source="photos", model="m", out="r", split="val", retry=True),
+            LocalizeConfig(top_k=3, mode="exact"),
+            WorkerConfig(num_workers=2),
+        )
+    ]
