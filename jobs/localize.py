@@ -46,11 +46,11 @@ def run(
         progress: where to show it.
     """
     shown = progress or Progress()
-    run = replace(run, out=storage.absolute_uri(run.out))
     bundle = load_bundle(storage.absolute_uri(run.model))
     config = _with_mode(command, config, bundle)
     bundle.require(*required_parts(command, config))
     source = parse_source(run.source)
+    run = replace(run, source=source.absolute, out=storage.absolute_uri(run.out))
     opened = sources.opened(
         command, source, run.out, shown, overwrite=run.overwrite, split=run.split
     )
@@ -62,9 +62,7 @@ def run(
             run.out,
             table=TABLES[command],
             identity=_identity(command, bundle, run, manifest.identity, config),
-            facts=_facts(
-                command, bundle, replace(run, source=source.absolute), manifest.uri, config
-            ),
+            facts=_facts(command, bundle, run, manifest.uri, config),
             held=held,
         )
         if run.retry and folder.unreached:

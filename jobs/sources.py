@@ -28,7 +28,6 @@ def opened(
     *,
     overwrite: bool,
     split: str | None = None,
-    name: str = "manifest",
 ) -> Iterator[tuple[StoredManifest | GrowingManifest, Held]]:
     """Hold a run folder while the block runs; give what it works on, and the folder's lock.
 
