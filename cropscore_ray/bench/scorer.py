@@ -56,7 +56,7 @@ def random_bundle(uri: str) -> Bundle:
 
 @contextmanager
 def contestants(bundle_uri: str) -> Iterator[dict[str, Run]]:
-    """Give five ways to 140 scores an image from its encoded bytes, slowest first.
+    """Yield five ways to 140 scores an image from its encoded bytes, slowest first.
 
     naive: a crop after the other with Pillow, batches of one, float32, the network as trained.
     good_practice: Pillow on all cores, one batch of 140, channels last, the best dtype.

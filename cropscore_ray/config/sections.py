@@ -1,6 +1,6 @@
 """The settings of a training, section by section: frozen dataclasses that check themselves.
 
-A training is a complete config: recipes (jobs/recipes.py) return one, `--set a.b=VALUE`
+A training is a complete config: recipes (jobs/recipes.py) return it, `--set a.b=VALUE`
 changes a field of it, and the resolved config is written into the bundle.
 """
 

@@ -41,7 +41,7 @@ class Cases:
 
     @property
     def is_boxed(self) -> Bools:
-        """Tell for each image whether its class and true boxes are known."""
+        """For each image whether its class and true boxes are known, (N,)."""
         return self.truth.boxed
 
     def gt_boxes(self, position: int) -> list[list[float]]:

@@ -1,7 +1,7 @@
 """One self-contained HTML page about a run.
 
-It needs the tables of a run and two functions, one that reads an image and one that
-scores its 140 crops; it writes nothing, and the same inputs give the same page. Figures
+It needs the tables of a run and two functions, to read an image and to score
+its 140 crops; it writes nothing, and the same inputs give the same page. Figures
 are those of `evaluate`, broken down by its own rules.
 """
 
