@@ -11,8 +11,8 @@ from cropscore_ray.bulk import pipeline, run_folder
 from cropscore_ray.bulk.parts import BulkRun
 from cropscore_ray.bulk.score_actor import Scoring, make_stage
 from cropscore_ray.config.bulk import LocalizeConfig, RunConfig, WorkerConfig
+from cropscore_ray.config.modes import SCORE_MODES
 from cropscore_ray.config.overrides import to_dict, to_identity
-from cropscore_ray.config.sections import SCORE_MODES
 from cropscore_ray.datasets.manifest import match_classes
 from cropscore_ray.datasets.sources import parse_source
 from cropscore_ray.errors import ConfigError, DataError

@@ -6,8 +6,8 @@ import torch
 
 from cropscore_ray.bench.measuring import Run
 from cropscore_ray.config.sections import LocalizerConfig
+from cropscore_ray.models.boxes import NO_BOX
 from cropscore_ray.training.localizer.classwise import Hidden, fine_tune, fine_tune_in_a_loop
-from cropscore_ray.training.objectives.boxes import NO_BOX
 
 NUM_CLASSES = 1000
 _SEED = 14

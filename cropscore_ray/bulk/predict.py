@@ -1,4 +1,4 @@
-"""From the bytes of images to rows of a table: what an actor does, in a plain process.
+"""From the bytes of images to rows of a table: what a worker does, in a plain process.
 
 `ScoreStage` makes rows of schema.SCORES, `LocalizeStage` rows of schema.PREDICTIONS. Both
 are called with manifest rows and their fetched bytes; both turn every failure of an image
@@ -6,8 +6,9 @@ into one row with a status, and lose none. They know nothing of Ray, files or pa
 """
 # ruff: noqa: N815 (fields that are arrays carry their shape suffix)
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,12 @@ from torch import Tensor
 from cropscore_ray import schema
 from cropscore_ray.config.bulk import LocalizeConfig
 from cropscore_ray.errors import ImageError
-from cropscore_ray.images.decode import Pixels
 from cropscore_ray.images.decode_ahead import Decoded, decode_ahead
 from cropscore_ray.images.fetch import Fetched
 from cropscore_ray.models import baselines
-from cropscore_ray.models.bundle import LOCALIZER, Bundle, required_parts
-from cropscore_ray.models.localizer import Localizer, from_tensors
-from cropscore_ray.models.scorer import CropScorer, Look
+from cropscore_ray.models.bundle import Bundle, required_parts
+from cropscore_ray.models.localizer import load_localizer
+from cropscore_ray.models.scorer import CropScorer, Image, Look, View
 
 Row = dict[str, Any]
 
@@ -34,7 +34,6 @@ class ScoreStage:
 
     command = "score"
     schema = schema.SCORES
-    with_maps = False
 
     def __init__(
         self, bundle: Bundle, config: LocalizeConfig, device: torch.device | None = None
@@ -42,6 +41,7 @@ class ScoreStage:
         """Load nothing yet; without a device, a GPU if there is one."""
         bundle.require(*required_parts(self.command, config))
         self.scorer = CropScorer(bundle, mode=config.mode, device=device)
+        self.views: list[View] = [self.scorer.square_scores]
         self.bundle = bundle
         self.config = config
 
@@ -59,95 +59,100 @@ class ScoreStage:
             device=self.scorer.device,
         )
         groups = (rows[i : i + size] for i in range(0, len(rows), size))
-        before: list[_Seen] = []
-        for some, pixels in zip(groups, decoded, strict=True):
+        before: list[_Seen | _Failed] = []
+        for group, images in zip(groups, decoded, strict=True):
             # A GPU has the next group to work on while the rows of this one are made.
-            now = self._see(some, pixels)
+            now = self._see(group, images)
             yield from map(self._rows, before)
             before = now
         yield from map(self._rows, before)
 
-    def _see(self, rows: list[Row], decoded: list[Decoded]) -> list["_Seen"]:
+    def _see(self, rows: list[Row], decoded: list[Decoded]) -> list["_Seen | _Failed"]:
         """Look at the images of a group that can be looked at, all together."""
-        good: list[tuple[Row, Pixels | Tensor]] = []
-        seen: list[_Seen] = []
-        for row, pixels in zip(rows, decoded, strict=True):
-            failure = self._failure(row, pixels)
-            if failure is not None or isinstance(pixels, ImageError):
-                seen.append(_Seen(row=row, failure=failure))
-                continue
-            height, width = pixels.shape[:2]
-            seen.append(_Seen(row=row, size_px=(width, height), place=len(good)))
-            good.append((row, pixels))
-        look = self._look(good) if good else None
-        return [replace(one, look=look) for one in seen]
+        checked = list(map(self._checked, rows, decoded))
+        good = [
+            (row, image)
+            for row, image in zip(rows, checked, strict=True)
+            if not isinstance(image, ImageError)
+        ]
+        seen = iter(self._look(good) if good else [])
+        return [
+            _Failed(row=row, error=image) if isinstance(image, ImageError) else next(seen)
+            for row, image in zip(rows, checked, strict=True)
+        ]
 
-    def _failure(self, row: Row, pixels: Decoded) -> ImageError | None:
-        if isinstance(pixels, ImageError):
-            return pixels
-        if self.config.classes == "label" and row["class_index"] is None:
+    def _checked(self, row: Row, image: Decoded) -> Decoded:
+        """Return the image, or why it gets no boxes."""
+        is_in_vain = self.config.classes == "label" and row["class_index"] is None
+        if is_in_vain and not isinstance(image, ImageError):
             return ImageError("no_label", "the manifest has no class for this image")
-        return None
+        return image
 
-    def _look(self, good: list[tuple[Row, Pixels | Tensor]]) -> Look:
+    def _look(self, good: list[tuple[Row, Image]]) -> list["_Seen"]:
         # An image without a label takes class 0 along, which gets no row.
         labels = [row["class_index"] or 0 for row, _ in good]
-        return self.scorer.look(
-            [pixels for _, pixels in good],
+        look = self.scorer.look(
+            [image for _, image in good],
             None if self.config.classes == "predicted" else labels,
             top_k=0 if self.config.classes == "label" else self.config.top_k,
-            with_maps=self.with_maps,
-        )
-
-    def _rows(self, one: "_Seen") -> list[Row]:
-        if one.failure is not None:
-            return [self._failed(one.row, one.failure)]
-        assert one.look is not None
-        one.look.wait()
-        first = 1 if self.config.classes == "predicted" else 0
-        kept = slice(1 if first == 0 and one.row["class_index"] is None else 0, None)
-        num_classes = one.look.classes_GK.shape[1]
-        chosen = _Chosen(
-            ranks=list(range(first, first + num_classes))[kept],
-            classes_K=one.look.classes_GK[one.place, kept],
-            scores_KS=_of(one.look.scores_GKS, one.place, kept),
-            boxes_K4=_of(one.look.boxes_GK4, one.place, kept),
-            evidence_KE=_of(one.look.evidence_GKE, one.place, kept),
-            probabilities=_of(one.look.probabilities_GK, one.place, kept),
-            maps_Khw=_of(one.look.maps_GKhw, one.place, kept),
-        )
-        return self._scored(one, chosen)
-
-    def _failed(self, row: Row, failure: ImageError) -> Row:
-        return {"image_id": row["image_id"], "status": failure.status, "error": str(failure)}
-
-    def _scored(self, one: "_Seen", chosen: "_Chosen") -> list[Row]:
-        assert chosen.scores_KS is not None
-        columns = zip(
-            chosen.ranks, chosen.classes_K.tolist(), chosen.scores_KS.numpy(), strict=True
+            views=self.views,
         )
         return [
+            _Seen(row=row, size_px=(image.shape[1], image.shape[0]), look=look, place=place)
+            for place, (row, image) in enumerate(good)
+        ]
+
+    def _rows(self, image: "_Seen | _Failed") -> list[Row]:
+        if isinstance(image, _Failed):
+            return [self._failed(image.row, image.error)]
+        look = image.look
+        look.wait()
+        first = 1 if self.config.classes == "predicted" else 0
+        num_left_out = 1 if first == 0 and image.row["class_index"] is None else 0
+        mine = image.place, slice(num_left_out, None)
+        classes_K = look.classes_GK[mine]
+        chosen = _Chosen(
+            first_rank=first + num_left_out,
+            classes_K=classes_K,
+            probabilities_K=look.probabilities_GK[mine],
+            views=[view[mine] for view in look.views],
+        )
+        return self._looked_at(image, chosen)
+
+    def _failed(self, row: Row, error: ImageError) -> Row:
+        return {"image_id": row["image_id"], "status": error.status, "error": str(error)}
+
+    def _looked_at(self, image: "_Seen", chosen: "_Chosen") -> list[Row]:
+        [scores_KS] = chosen.views
+        pairs = zip(chosen.classes_K.tolist(), scores_KS.numpy(), strict=True)
+        return [
             {
-                "image_id": one.row["image_id"],
+                "image_id": image.row["image_id"],
                 "class_index": class_index,
                 "class_rank": rank,
                 "scores": scores_S,
                 "status": schema.OK,
             }
-            for rank, class_index, scores_S in columns
+            for rank, (class_index, scores_S) in enumerate(pairs, chosen.first_rank)
         ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Seen:
-    """One image on its way from pixels to rows."""
+class _Failed:
+    """An image that gets no boxes."""
 
     row: Row
-    failure: ImageError | None = None
-    size_px: tuple[int, int] = (0, 0)
-    look: Look | None = None
-    """Of its group."""
-    place: int = 0
+    error: ImageError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """An image that is being looked at, with the others of its group."""
+
+    row: Row
+    size_px: tuple[int, int]
+    look: Look
+    place: int
     """Of the image in the look."""
 
 
@@ -155,13 +160,10 @@ class _Seen:
 class _Chosen:
     """What the networks say of one image, for the K classes that get a row."""
 
-    ranks: list[int]
+    first_rank: int
     classes_K: Tensor
-    scores_KS: Tensor | None
-    boxes_K4: Tensor | None
-    evidence_KE: Tensor | None
-    probabilities: Tensor | None
-    maps_Khw: Tensor | None
+    probabilities_K: Tensor
+    views: list[Tensor]
 
 
 class LocalizeStage(ScoreStage):
@@ -174,71 +176,49 @@ class LocalizeStage(ScoreStage):
         self, bundle: Bundle, config: LocalizeConfig, device: torch.device | None = None
     ) -> None:
         super().__init__(bundle, config, device)
-        self.localizer: Localizer | None = None
-        if bundle.config.mode != "votes":
-            normalization = bundle.config.localizer.normalization
-            self.localizer = from_tensors(bundle.tensors(LOCALIZER), normalization)
-        self.cam_threshold = bundle.baselines.get("cam_threshold")
-        self.with_maps = self.cam_threshold is not None
+        self.localizer = load_localizer(bundle, self.scorer)
+        self.views = [self.localizer.look]
+        if "cam_threshold" in bundle.baselines:
+            self.views.append(self.scorer.class_maps)
 
-    def _failed(self, row: Row, failure: ImageError) -> Row:
+    def _failed(self, row: Row, error: ImageError) -> Row:
         return {
-            **super()._failed(row, failure),
+            **super()._failed(row, error),
             "image_uri": row["image_uri"],
             "width_px": row["width_px"],
             "height_px": row["height_px"],
         }
 
-    def _scored(self, one: _Seen, chosen: _Chosen) -> list[Row]:
-        width, height = one.size_px
+    def _looked_at(self, image: _Seen, chosen: _Chosen) -> list[Row]:
+        width, height = image.size_px
         sides = np.array([width, height, width, height], np.float32)
-        unit_K4, confidences = self._boxes(chosen)
-        boxes = (unit_K4.numpy() * sides).tolist()
+        figures_KF, *maps = chosen.views
+        unit_K4, confidence_K = self.localizer.boxes(figures_KF, chosen.classes_K)
+        confidences, boxes = confidence_K.tolist(), (unit_K4.numpy() * sides).tolist()
         rows = []
         for i, class_index in enumerate(chosen.classes_K.tolist()):
+            probability = float(chosen.probabilities_K[i])
             rows.append(
                 {
-                    "image_id": one.row["image_id"],
-                    "image_uri": one.row["image_uri"],
+                    "image_id": image.row["image_id"],
+                    "image_uri": image.row["image_uri"],
                     "width_px": width,
                     "height_px": height,
-                    "class_rank": chosen.ranks[i],
+                    "class_rank": chosen.first_rank + i,
                     "class_index": class_index,
                     "class_name": self.bundle.classes[class_index].name,
-                    "class_score": _number(chosen.probabilities, i),
+                    "class_score": None if math.isnan(probability) else probability,
                     **dict(zip(schema.SIDES, boxes[i], strict=True)),
                     "confidence": confidences[i],
-                    "cam_xyxy": self._cam_box(chosen, i, sides),
+                    "cam_xyxy": self._cam_box(maps[0][i], sides) if maps else None,
                     "status": schema.OK,
                 }
             )
         return rows
 
-    def _boxes(self, chosen: _Chosen) -> tuple[Tensor, list[float]]:
-        """Return unit boxes, (K, 4), and their confidences: from scores, or from votes."""
-        if self.localizer is None:
-            assert chosen.boxes_K4 is not None
-            assert chosen.evidence_KE is not None
-            voter = self.scorer.voter
-            return chosen.boxes_K4, voter.confidences(chosen.evidence_KE).tolist()
-        assert chosen.scores_KS is not None
-        unit_K4 = self.localizer.boxes(chosen.scores_KS, chosen.classes_K)
-        return unit_K4, self.localizer.confidences(chosen.scores_KS, unit_K4).tolist()
-
-    def _cam_box(self, chosen: _Chosen, i: int, sides: NDArray[np.float32]) -> list[float] | None:
-        if self.cam_threshold is None or chosen.maps_Khw is None:
-            return None
-        unit = baselines.cam_box(chosen.maps_Khw[i], self.cam_threshold)
+    def _cam_box(self, map_hw: Tensor, sides: NDArray[np.float32]) -> list[float]:
+        unit = baselines.cam_box(map_hw, self.bundle.baselines["cam_threshold"])
         return [float(side) for side in unit * sides]
-
-
-def _of(values: Tensor | None, place: int, kept: slice) -> Tensor | None:
-    """Return an image's part of a look, for the classes that get a row."""
-    return None if values is None else values[place, kept]
-
-
-def _number(values_K: Tensor | None, i: int) -> float | None:
-    return None if values_K is None else float(values_K[i])
 
 
 STAGES = {stage.command: stage for stage in (ScoreStage, LocalizeStage)}

@@ -6,6 +6,7 @@ changes a field of it, and the resolved config is written into the bundle.
 
 from dataclasses import dataclass, field
 
+from cropscore_ray.config.modes import LOCALIZER_KINDS, MODES, SCORE_MODES, LocalizerKind
 from cropscore_ray.config.rules import check, one_of, require
 from cropscore_ray.errors import ConfigError
 
@@ -256,10 +257,6 @@ class VoterConfig(SgdConfig):
         check(self, "voter", "above 0 and below 1", "held_back_fraction")
 
 
-SCORE_MODES = ("exact", "pyramid")
-MODES = (*SCORE_MODES, "votes")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """A whole training: what a recipe returns."""
@@ -315,6 +312,12 @@ class TrainConfig:
         require(self.mode in SCORE_MODES or not width, "scorer.overlap_width", width, "0 for votes")
 
     @property
+    def localizer_kind(self) -> LocalizerKind:
+        """What makes the boxes of this mode."""
+        return LOCALIZER_KINDS[self.mode]
+
+    @property
     def held_back_fraction(self) -> float:
         """Share of the localizer's images that is held back, in this mode."""
-        return (self.voter if self.mode == "votes" else self.localizer).held_back_fraction
+        settings: LocalizerConfig | VoterConfig = getattr(self, self.localizer_kind.section)
+        return settings.held_back_fraction

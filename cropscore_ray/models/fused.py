@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from cropscore_ray.models.blocks import ConvBNReLU, Inception, InceptionBNBlock
-from cropscore_ray.models.googlenet import Network
+from cropscore_ray.models.googlenet import ConvBNReLU, Inception, InceptionBNBlock, Network
 
 
 def for_inference(network: Network, device: torch.device, dtype: torch.dtype) -> Network:

@@ -1,110 +1,84 @@
-"""The regressors: 140 scores to one box, through shared hidden layers and a class's last one.
+"""From images and classes to boxes: through the scores of 140 squares, or through votes of cells.
 
-The last layers are one stack: slot 0 is the shared one, the others belong to the classes
-that were fine-tuned, and `slot_of_class` says which is whose. Boxes are corners as fractions
-of the image's sides.
+Which of the two a model's localizer is, its mode says. Each has two halves: `look` queues work on
+the networks' device, and `boxes` computes in the host's memory from what came of that.
 
-Shape suffixes: N images; F = 140 scores; H outputs of the hidden layers and a constant 1;
-G slots; C classes; I, O a layer's inputs, outputs; E evidence.
+Shape suffixes: G images; K classes of each; F figures: 140 scores, or a box and its evidence.
 """
-# ruff: noqa: N815 (fields that are arrays carry their shape suffix)
 
-from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
-from cropscore_ray.models.features import normalize_scores
-
-SHARED = 0
-NUM_EVIDENCE = 7
-
-Layers = list[tuple[Tensor, Tensor]]
-"""Weight (O, I) and bias (O,) of each hidden layer; each is followed by ReLU."""
+from cropscore_ray.config.modes import VOTER
+from cropscore_ray.models import regressors, voter
+from cropscore_ray.models.bundle import LOCALIZER, SCORER, Bundle
+from cropscore_ray.models.scorer import CropScorer, Image, whole_images
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Localizer:
-    """Hidden layers, stacked last layers, and the calibration of their confidence."""
+class Localizer(Protocol):
+    """What makes boxes of images."""
 
-    hidden: Layers
-    heads_G4H: Tensor
-    """Last layers: weights, and the bias in the last column."""
-    slot_of_class: Tensor
-    """(C,) int64; SHARED for a class without a last layer of its own."""
-    confidence: Tensor
-    """(3, E): mean, scale and weight of each evidence (the first is the constant 1)."""
-    normalization: str
+    def look(self, images_G: list[Image], classes_GK: Tensor) -> Tensor:
+        """Return what boxes of these classes are made from, (G, K, F), on the networks' device."""
 
-    def boxes(self, scores_NF: Tensor, classes_N: Tensor) -> Tensor:
-        """Return unit boxes, (N, 4), clipped to the image with their corners in order."""
-        hidden_NH = apply_hidden(self.hidden, normalize_scores(scores_NF, self.normalization))
-        heads_N4H = self.heads_G4H[self.slot_of_class[classes_N]]
-        return ordered((heads_N4H @ hidden_NH[..., None])[..., 0])
-
-    def confidences(self, scores_NF: Tensor, boxes_N4: Tensor) -> Tensor:
-        """Return the estimated probability that a box has IoU >= 0.5, (N,)."""
-        return probabilities(self.confidence, box_evidence(scores_NF, boxes_N4))
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """Return what a bundle stores."""
-        tensors = {
-            "heads": self.heads_G4H,
-            "slot_of_class": self.slot_of_class,
-            "confidence": self.confidence,
-        }
-        for i, (weight, bias) in enumerate(self.hidden):
-            tensors |= {f"hidden.{i}.weight": weight, f"hidden.{i}.bias": bias}
-        return tensors
+    def boxes(self, figures_KF: Tensor, classes_K: Tensor) -> tuple[Tensor, Tensor]:
+        """Return an image's unit boxes, (K, 4), and the chance of each to have IoU >= 0.5, (K,)."""
 
 
-def from_tensors(tensors: dict[str, Tensor], normalization: str) -> Localizer:
-    """Build a localizer from what `to_tensors` returned."""
-    depth = sum(name.startswith("hidden.") for name in tensors) // 2
-    return Localizer(
-        hidden=[(tensors[f"hidden.{i}.weight"], tensors[f"hidden.{i}.bias"]) for i in range(depth)],
-        heads_G4H=tensors["heads"],
-        slot_of_class=tensors["slot_of_class"],
-        confidence=tensors["confidence"],
-        normalization=normalization,
-    )
+class ScoresLocalizer:
+    """Boxes that regressors read off the scores of an image's 140 squares."""
+
+    def __init__(self, scorer: CropScorer, tensors: dict[str, Tensor], normalization: str) -> None:
+        """Take what `Regressors.to_tensors` returned, and how scores are normalized."""
+        self.look = scorer.square_scores
+        self.regressors = regressors.from_tensors(tensors, normalization)
+
+    def boxes(self, figures_KF: Tensor, classes_K: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `Localizer.boxes` does, of scores."""
+        boxes_K4 = self.regressors.boxes(figures_KF, classes_K)
+        return boxes_K4, self.regressors.confidences(figures_KF, boxes_K4)
 
 
-def apply_hidden(hidden: Layers, features_NF: Tensor) -> Tensor:
-    """Return the hidden layers' outputs and a last column of ones, (N, H)."""
-    x = features_NF
-    for weight, bias in hidden:
-        x = torch.relu(F.linear(x, weight, bias))
-    return F.pad(x, (0, 1), value=1.0)
+class VotesLocalizer:
+    """Boxes that most cells of the scorer's maps vote for."""
+
+    def __init__(self, scorer: CropScorer, tensors: dict[str, Tensor]) -> None:
+        """Take what `voter.to_tensors` returned."""
+        self.scorer = scorer
+        self._tensors = tensors
+
+    @cached_property
+    def voter(self) -> voter.Voter:
+        """The heads on the scorer's device, made when the scorer is first needed."""
+        fc = self.scorer.network(SCORER).fc
+        return voter.from_tensors(self._tensors, fc, self.scorer.device)
+
+    def look(self, images_G: list[Image], classes_GK: Tensor) -> Tensor:
+        """Return the boxes that won and the evidence of each; no image is looked at again."""
+        network = self.scorer.network(SCORER)
+        side = voter.CELLS * network.network.stride
+        maps = voter.voter_maps(
+            network,
+            whole_images(images_G, side, with_mirrors=True),
+            whole_images(images_G, side // 2, with_mirrors=True),
+        )
+        elected = [
+            torch.cat(self.voter.elect(maps[slice(2 * i, 2 * i + 2)], classes_K), 1)
+            for i, classes_K in enumerate(classes_GK)
+        ]
+        return torch.stack(elected)
+
+    def boxes(self, figures_KF: Tensor, classes_K: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `Localizer.boxes` does, of boxes and their evidence."""
+        return figures_KF[:, :4], self.voter.confidences(figures_KF[:, 4:])
 
 
-def probabilities(confidence_3E: Tensor, evidence_NE: Tensor) -> Tensor:
-    """Return the logistic regression of evidence with its mean, scale and weight, (N,)."""
-    mean, scale, weight = confidence_3E
-    return torch.sigmoid((evidence_NE - mean) / scale @ weight)
-
-
-def ordered(boxes_N4: Tensor) -> Tensor:
-    """Return unit boxes inside the image with left <= right and top <= bottom."""
-    low = torch.minimum(boxes_N4[:, :2], boxes_N4[:, 2:])
-    high = torch.maximum(boxes_N4[:, :2], boxes_N4[:, 2:])
-    return torch.cat([low, high], 1).clamp(0.0, 1.0)
-
-
-def box_evidence(scores_NF: Tensor, boxes_N4: Tensor) -> Tensor:
-    """Return what the confidence is judged by, (N, 7).
-
-    1, then the highest, mean and spread of the raw scores, and the box's width, height
-    and area as fractions.
-    """
-    sides_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
-    columns = [
-        torch.ones(len(scores_NF)),
-        scores_NF.amax(1),
-        scores_NF.mean(1),
-        scores_NF.std(1, correction=0),
-        *sides_N2.unbind(1),
-        sides_N2.prod(1),
-    ]
-    return torch.stack(columns, 1)
+def load_localizer(bundle: Bundle, scorer: CropScorer) -> Localizer:
+    """Return the localizer of a bundle, which looks through the bundle's scorer."""
+    tensors = bundle.tensors(LOCALIZER)
+    if bundle.config.localizer_kind is VOTER:
+        return VotesLocalizer(scorer, tensors)
+    return ScoresLocalizer(scorer, tensors, bundle.config.localizer.normalization)

@@ -2,8 +2,8 @@
 
 It holds the networks of a bundle on one device and looks at a group of images at a time.
 Exact mode scores 140 separate crops of an image; pyramid mode takes the means of the same
-squares from three maps of the whole image; in votes mode the cells of two maps vote for boxes.
-It does not read files and knows neither tables nor Ray.
+squares from three maps of the whole image. It does not read files and knows neither boxes nor
+tables nor Ray.
 
 On a CPU an image's numbers are the same bits whatever its group: products are an image's
 own, since a library may add up in another order for another size.
@@ -13,7 +13,8 @@ for; C all classes; D channels; L levels; J = 7 cells a side; h, w a map's sides
 """
 # ruff: noqa: N815 (fields that are arrays carry their shape suffix)
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,8 +26,7 @@ from torch import Tensor
 from cropscore_ray import grid
 from cropscore_ray.images.crop import Crops, ten_crop_boxes
 from cropscore_ray.images.decode import Pixels, decode
-from cropscore_ray.models import voter
-from cropscore_ray.models.bundle import LOCALIZER, SCORER, Bundle, classifier_part
+from cropscore_ray.models.bundle import SCORER, Bundle, classifier_part
 from cropscore_ray.models.heads import class_weights
 from cropscore_ray.models.inference import InferenceNetwork, best_dtype
 
@@ -36,7 +36,12 @@ Scores = NDArray[np.float32]
 _GPU_GROUP = {"exact": 8, "pyramid": 32, "votes": 64}
 _CPU_GROUP = 4
 _TEN = 10
-_WHOLE = ((0.0, 0.0, 1.0, 1.0),)
+
+
+Image = Pixels | Tensor
+
+View = Callable[[list[Image], Tensor], Tensor]
+"""From images and classes, (G, K), to what networks give for each class of each, (G, K, …)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,17 +49,11 @@ class Look:
     """What the networks say of a group of images, in the host's memory; `wait` before use."""
 
     classes_GK: Tensor
-    """The given class first, if one was given, then the predicted ones, most probable first."""
-    probabilities_GK: Tensor | None
-    """Of these classes; None if none were predicted."""
-    scores_GKS: Tensor | None
-    """The object scorer's scores of the 140 squares; None in votes mode."""
-    boxes_GK4: Tensor | None
-    """Unit boxes that won the vote; None but in votes mode."""
-    evidence_GKE: Tensor | None
-    """What the confidence of these boxes is judged by."""
-    maps_GKhw: Tensor | None
-    """Class activation maps of classifier 0, if asked for."""
+    """The given class first, if there was a given one, then the most probable, in that order."""
+    probabilities_GK: Tensor
+    """Of these classes; NaN if none were predicted."""
+    views: list[Tensor]
+    """What was asked for of these classes, (G, K, …) each."""
     wait: Callable[[], None]
     """Returns when a GPU has filled the tensors."""
 
@@ -97,53 +96,41 @@ class CropScorer:
             )
         return self._networks[part]
 
-    @cached_property
-    def voter(self) -> voter.Voter:
-        """The bundle's localizer in votes mode, loaded when it is first asked for."""
-        fc = self.network(SCORER).fc
-        return voter.from_tensors(self._bundle.tensors(LOCALIZER), fc, self.device)
-
     def look(
         self,
-        images_G: list[Pixels | Tensor],
+        images_G: list[Image],
         labels_G: list[int] | None = None,
         *,
         top_k: int = 0,
-        with_maps: bool = False,
+        views: Sequence[View] = (),
     ) -> Look:
-        """Score images for a given class, for the predicted ones, or for both.
+        """Look at images for a given class, for the predicted ones, or for both.
 
         Nothing here waits for a GPU: its next group can be queued before a look is read.
 
         Args:
             images_G: decoded images.
-            labels_G: a class of each image to be scored; None: only predicted ones.
-            top_k: number of most probable classes to be scored; 0 runs no classifier.
-            with_maps: whether to return class activation maps.
+            labels_G: a class of each image; None: only predicted ones.
+            top_k: number of most probable classes; 0 runs no classifier.
+            views: what is wanted of each class.
         """
-        on_device = [self.to_device(one) for one in images_G]
-        classes, probabilities_GK = [], None
+        on_device = [self.to_device(image) for image in images_G]
+        classes = []
         if labels_G is not None:
             classes.append(torch.tensor(labels_G, device=self.device)[:, None])
         if top_k:
             probabilities_GC = self.classify(on_device)
             classes.append(probabilities_GC.topk(min(top_k, probabilities_GC.shape[1])).indices)
         classes_GK = torch.cat(classes, 1)
-        if top_k:
-            probabilities_GK = probabilities_GC.gather(1, classes_GK)
-        scores_GKS, elected = None, None
-        if self.mode == "votes":
-            elected = self.elect(on_device, classes_GK)
-        else:
-            scores_GKS = self.score(self.embed(on_device), classes_GK)
-        maps_GKhw = self.class_maps(on_device, classes_GK) if with_maps else None
+        probabilities_GK = (
+            probabilities_GC.gather(1, classes_GK)
+            if top_k
+            else torch.full(classes_GK.shape, math.nan, device=self.device)
+        )
         return Look(
-            classes_GK=classes_GK.to("cpu", non_blocking=True),
+            classes_GK=_to_host(classes_GK),
             probabilities_GK=_to_host(probabilities_GK),
-            scores_GKS=_to_host(scores_GKS),
-            boxes_GK4=_to_host(elected[0]) if elected else None,
-            evidence_GKE=_to_host(elected[1]) if elected else None,
-            maps_GKhw=_to_host(maps_GKhw),
+            views=[_to_host(view(on_device, classes_GK)) for view in views],
             wait=self._mark(),
         )
 
@@ -155,29 +142,24 @@ class CropScorer:
         event.record()
         return event.synchronize
 
-    def to_device(self, pixels_HW3: Pixels | Tensor) -> Pixels | Tensor:
+    def to_device(self, pixels_HW3: Image) -> Image:
         """Return an image where the networks are; a group must not be half here, half there."""
         if self.device.type == "cpu" or isinstance(pixels_HW3, Tensor):
             return pixels_HW3
         return torch.from_numpy(pixels_HW3.copy()).to(self.device, non_blocking=True)
 
-    def _crops(
-        self, images_G: list[Pixels | Tensor], unit_boxes_N4: ArrayLike, side: int, **how: bool
-    ) -> Crops:
-        """Return the same boxes, as fractions of the sides, of several images."""
-        boxes = [np.asarray(unit_boxes_N4) * [*_size(one), *_size(one)] for one in images_G]
-        return Crops(images=images_G, boxes=boxes, side=side, **how)
+    def square_scores(self, images_G: list[Image], classes_GK: Tensor) -> Tensor:
+        """Return the scores of the 140 squares of images for their classes, (G, K, 140)."""
+        return self.score(self.embed(images_G), classes_GK)
 
-    def embed(self, images_G: list[Pixels | Tensor]) -> Tensor:
+    def embed(self, images_G: list[Image]) -> Tensor:
         """Return the scorer's embedding of the 140 squares of images, (G, 140, D)."""
         if self.mode != "exact":
             return self.embed_regions(images_G, grid.square_rectangles())
-        crops = self._crops(images_G, grid.unit_squares(), self.preprocess.input_px)
+        crops = _crops(images_G, grid.unit_squares(), self.preprocess.input_px)
         return self.network(SCORER).cells(crops).view(len(images_G), grid.NUM_SQUARES, -1)
 
-    def embed_regions(
-        self, images_G: list[Pixels | Tensor], rectangles_S4: NDArray[np.int64]
-    ) -> Tensor:
+    def embed_regions(self, images_G: list[Image], rectangles_S4: NDArray[np.int64]) -> Tensor:
         """Return the pyramid's embedding of any blocks of the grid, (G, S, D).
 
         `grid.rectangle_cells()` has all 784; they cost no more than the 140 squares.
@@ -186,7 +168,7 @@ class CropScorer:
         levels = []
         for level in grid.LEVELS:
             side = grid.CELLS * network.network.stride * level
-            levels.append(network.cells(self._crops(images_G, _WHOLE, side), grid.CELLS))
+            levels.append(network.cells(whole_images(images_G, side), grid.CELLS))
         cells_GLDJJ = torch.stack(levels, 1)
         shares_SLJJ = torch.from_numpy(grid.pyramid_means(rectangles_S4)).to(self.device)
         return torch.stack(
@@ -197,7 +179,7 @@ class CropScorer:
     def score(self, embedding_GSD: Tensor, classes_GK: Tensor) -> Tensor:
         """Return scores of the classes asked for alone, (G, K, S).
 
-        They are the classes' logits, or the overlaps that the scorer's head tells, 0 to 1.
+        They are the classes' logits, or the overlaps that the scorer's head predicts, 0 to 1.
         """
         pairs = zip(embedding_GSD, classes_GK, strict=True)
         return torch.stack([self._scores_of(*pair) for pair in pairs])
@@ -215,36 +197,17 @@ class CropScorer:
     def _class_weights(self) -> Tensor:
         return class_weights(self.network(SCORER).fc)
 
-    def elect(self, images_G: list[Pixels | Tensor], classes_GK: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the boxes that the cells of the scorer's maps vote for, and their evidence.
-
-        (G, K, 4) as fractions of the image, and (G, K, E).
-        """
-        network = self.network(SCORER)
-        side = voter.CELLS * network.network.stride
-        maps = voter.voter_maps(
-            network,
-            self._crops(images_G, _WHOLE, side, with_mirrors=True),
-            self._crops(images_G, _WHOLE, side // 2, with_mirrors=True),
-        )
-        elected = [
-            self.voter.elect(maps[slice(2 * i, 2 * i + 2)], classes_K)
-            for i, classes_K in enumerate(classes_GK)
-        ]
-        boxes, evidence = zip(*elected, strict=True)
-        return torch.stack(boxes), torch.stack(evidence)
-
     def score_squares(self, data: bytes, class_index: int) -> Scores:
         """Return the 140 scores of one class for an encoded image; ImageError if unreadable."""
         return self.score_image(decode(data), class_index)
 
-    def score_image(self, pixels_HW3: Pixels | Tensor, class_index: int) -> Scores:
+    def score_image(self, pixels_HW3: Image, class_index: int) -> Scores:
         """Return the 140 scores of one class for one image, in grid order."""
-        scores_GKS = self.score(self.embed([pixels_HW3]), torch.tensor([[class_index]]))
+        scores_GKS = self.square_scores([pixels_HW3], torch.tensor([[class_index]]))
         return np.asarray(scores_GKS[0, 0].cpu().numpy(), np.float32)
 
     @torch.inference_mode()
-    def classify(self, images_G: list[Pixels | Tensor]) -> Tensor:
+    def classify(self, images_G: list[Image]) -> Tensor:
         """Return class probabilities, (G, C): the mean over 10 crops and all classifiers.
 
         Softmax comes before the mean (GoogLeNet paper, section 7).
@@ -252,45 +215,58 @@ class CropScorer:
         return self.member_probabilities(images_G).mean(2).mean(0)
 
     @torch.inference_mode()
-    def member_probabilities(self, images_G: list[Pixels | Tensor]) -> Tensor:
+    def member_probabilities(self, images_G: list[Image]) -> Tensor:
         """Return each classifier's class probabilities on each crop, (classifiers, G, T, C).
 
         The crops are those of `images.ten_crop_boxes`, then their mirrors.
         """
         side = self.preprocess.input_px
         five = ten_crop_boxes(self.preprocess)
-        ten = self._crops(images_G, five, side, with_mirrors=True)
+        ten = _crops(images_G, five, side, with_mirrors=True)
         members = []
         for member in range(self._bundle.num_members):
             network = self.network(classifier_part(member))
             embedding_GTD = network.cells(ten).view(len(images_G), _TEN, -1)
-            logits_GTC = torch.stack([network.fc(one_TD) for one_TD in embedding_GTD])
+            logits_GTC = torch.stack([network.fc(embedding_TD) for embedding_TD in embedding_GTD])
             members.append(logits_GTC.softmax(2))
         return torch.stack(members)
 
     @torch.inference_mode()
-    def class_maps(self, images_G: list[Pixels | Tensor], classes_GK: Tensor) -> Tensor:
+    def class_maps(self, images_G: list[Image], classes_GK: Tensor) -> Tensor:
         """Return class activation maps of classifier 0 on whole images, (G, K, h, w).
 
         The classifier's weights of a class times the maps before pooling (Zhou et al. 2016).
         """
         network = self.network(classifier_part(0))
-        crops = self._crops(images_G, _WHOLE, self.preprocess.input_px)
+        crops = whole_images(images_G, self.preprocess.input_px)
         maps_GDhw = network.cells(crops, None)
         pairs = zip(network.fc.weight[classes_GK], maps_GDhw, strict=True)
         return torch.stack([torch.einsum("kd,dhw->khw", *pair) for pair in pairs])
+
+
+def whole_images(images_G: list[Image], side: int, *, with_mirrors: bool = False) -> Crops:
+    """Return whole images as squares of a side; behind each its mirror image, if asked for."""
+    return _crops(images_G, ((0.0, 0.0, 1.0, 1.0),), side, with_mirrors=with_mirrors)
 
 
 def _nothing_to_wait_for() -> None:
     pass
 
 
-def _to_host(one: Tensor | None) -> Tensor | None:
+def _to_host(values: Tensor) -> Tensor:
     """Return a copy in pinned memory, which need not be there before `Look.wait` returns."""
-    return None if one is None else one.to("cpu", non_blocking=True)
+    return values.to("cpu", non_blocking=True)
 
 
-def _size(pixels_HW3: Pixels | Tensor) -> tuple[int, int]:
+def _crops(
+    images_G: list[Image], unit_boxes_N4: ArrayLike, side: int, *, with_mirrors: bool = False
+) -> Crops:
+    """Return the same boxes, as fractions of the sides, of several images."""
+    boxes = [np.asarray(unit_boxes_N4) * [*_size(image), *_size(image)] for image in images_G]
+    return Crops(images=images_G, boxes=boxes, side=side, with_mirrors=with_mirrors)
+
+
+def _size(pixels_HW3: Image) -> tuple[int, int]:
     """Return width and height."""
     height, width = pixels_HW3.shape[:2]
     return int(width), int(height)

@@ -12,16 +12,16 @@ votes; h, w a map's sides; E evidence. Boxes are corners as fractions of the ima
 # ruff: noqa: N815 (fields that are arrays carry their shape suffix)
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from cropscore_ray.images.crop import Crops
+from cropscore_ray.models.boxes import iou, mirrored
+from cropscore_ray.models.confidence import probabilities
 from cropscore_ray.models.heads import ByClass, class_weights
 from cropscore_ray.models.inference import InferenceNetwork
-from cropscore_ray.models.localizer import probabilities
 
 CELLS = 14
 """Votes a side: cells of the last map of an image of twice the network's usual side."""
@@ -79,11 +79,20 @@ class VotingHead(nn.Module):
 class VotingHeads(nn.Module):
     """Heads that vote together; they differ in their first weights and in their dropout."""
 
-    def __init__(self, num_heads: int, num_last: int, num_inner: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        num_heads: int,
+        num_last: int,
+        num_inner: int,
+        *,
+        width: int = 128,
+        dropout: float = 0.3,
+    ) -> None:
         """Take how many, and what a `VotingHead` takes."""
         super().__init__()
-        heads = (VotingHead(num_last, num_inner, **settings) for _ in range(num_heads))
-        self.heads = nn.ModuleList(heads)
+        self.heads = nn.ModuleList(
+            VotingHead(num_last, num_inner, width=width, dropout=dropout) for _ in range(num_heads)
+        )
 
     def forward(self, maps: "VoterMaps", class_ND: Tensor) -> Tensor:
         """Return (N, 5, V), the heads' votes one after the other; see `VotingHead.forward`."""
@@ -144,12 +153,6 @@ def voted_boxes(votes_N5V: Tensor) -> Tensor:
     return sides
 
 
-def mirrored(boxes: Tensor) -> Tensor:
-    """Return boxes, (…, 4), as they lie in the left-right mirror image."""
-    left, top, right, bottom = boxes.unbind(-1)
-    return torch.stack([1 - right, top, 1 - left, bottom], -1)
-
-
 def count_votes(boxes_NV4: Tensor, chances_NV: Tensor) -> tuple[Tensor, Tensor]:
     """Return the box that most votes agree on, and what tells whether it is right.
 
@@ -192,15 +195,6 @@ def count_votes(boxes_NV4: Tensor, chances_NV: Tensor) -> tuple[Tensor, Tensor]:
     return box_N4, evidence_NE
 
 
-def iou(one_NK4: Tensor, other_NV4: Tensor) -> Tensor:
-    """Return IoU of every pair, (N, K, V)."""
-    low = torch.maximum(one_NK4[:, :, None, :2], other_NV4[:, None, :, :2])
-    high = torch.minimum(one_NK4[:, :, None, 2:], other_NV4[:, None, :, 2:])
-    shared = (high - low).clamp_min(0).prod(-1)
-    areas = [(some[..., 2:] - some[..., :2]).clamp_min(0).prod(-1) for some in (one_NK4, other_NV4)]
-    return shared / (areas[0][..., None] + areas[1][:, None] - shared).clamp_min(1e-9)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Voter:
     """Trained heads on their device, and the calibration of its confidence, on the host."""
@@ -237,7 +231,7 @@ def to_tensors(heads: dict[str, Tensor], confidence_3E: Tensor) -> dict[str, Ten
 
 def from_tensors(tensors: dict[str, Tensor], fc: nn.Linear, device: torch.device) -> Voter:
     """Build a voter from what `to_tensors` returned and the scorer's last layer."""
-    weights = {name: one for name, one in tensors.items() if name != "confidence"}
+    weights = {name: tensor for name, tensor in tensors.items() if name != "confidence"}
     num_heads = sum(name.endswith(".out.bias") for name in weights)
     width, num_inner = weights["heads.0.inner.same.weight"].shape
     heads = VotingHeads(num_heads, fc.in_features, num_inner, width=width)

@@ -17,6 +17,7 @@ import torch
 from cropscore_ray import schema, storage
 from cropscore_ray.config.sections import TrainConfig
 from cropscore_ray.errors import DataError
+from cropscore_ray.models.boxes import pad_boxes
 from cropscore_ray.models.bundle import LOCALIZER, SCORER, Bundle, classifier_part, load_bundle
 from cropscore_ray.models.googlenet import Network
 from cropscore_ray.models.heads import OverlapHead
@@ -41,7 +42,7 @@ from cropscore_ray.training.data.shares import (
     unit_boxes,
 )
 from cropscore_ray.training.localizer.judging import fit_baselines, fit_voter
-from cropscore_ray.training.localizer.regressor import ScoredImages, pad_boxes, train_localizer
+from cropscore_ray.training.localizer.regressor import ScoredImages, train_localizer
 from cropscore_ray.training.loop import NetworkTask, Objective, State, Worker, train_networks
 from cropscore_ray.training.objectives.crops import CropObjective
 from cropscore_ray.training.objectives.overlap import OverlapObjective

@@ -32,11 +32,11 @@ from cropscore_ray.datasets.manifest import Manifest, read_manifest
 from cropscore_ray.geometry import IOU_THRESHOLD
 from cropscore_ray.images.decode import Pixels, decode
 from cropscore_ray.images.fetch import fetch_image
+from cropscore_ray.models.boxes import best_iou, pad_boxes
 from cropscore_ray.models.bundle import Bundle, load_bundle
 from cropscore_ray.models.scorer import CropScorer
 from cropscore_ray.training.data.shares import labelled_images, split_boxed, unit_boxes
-from cropscore_ray.training.localizer.regressor import ScoredImages, pad_boxes, train_localizer
-from cropscore_ray.training.objectives.boxes import best_iou
+from cropscore_ray.training.localizer.regressor import ScoredImages, train_localizer
 
 SEEDS = (0, 1, 2)
 GROUP = 4

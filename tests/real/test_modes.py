@@ -26,7 +26,7 @@ from cropscore_ray.images.fetch import fetch_image
 from cropscore_ray.jobs import index, localize, recipes, train
 from cropscore_ray.models.bundle import LOCALIZER, load_bundle
 from cropscore_ray.models.inference import best_dtype
-from cropscore_ray.models.localizer import Localizer, from_tensors
+from cropscore_ray.models.regressors import Regressors, from_tensors
 from cropscore_ray.models.scorer import CropScorer
 from cropscore_ray.progress import Progress
 
@@ -136,7 +136,7 @@ def _scored_for_training(model: str) -> list[tuple[dict[str, Any], NDArray[np.fl
     ]
 
 
-def _best_iou(localizer: Localizer, scores_S: NDArray[np.float32], row: dict[str, Any]) -> float:
+def _best_iou(localizer: Regressors, scores_S: NDArray[np.float32], row: dict[str, Any]) -> float:
     unit_14 = localizer.boxes(torch.from_numpy(scores_S)[None], torch.tensor([row["class_index"]]))
     box = unit_14[0].numpy() * ([row["width_px"], row["height_px"]] * 2)
     return float(geometry.iou(box[None], np.array(row["gt_boxes"])).max())

@@ -16,7 +16,7 @@ from cropscore_ray import grid
 from cropscore_ray.config.sections import PreprocessConfig, ScorerConfig
 from cropscore_ray.geometry import Boxes
 from cropscore_ray.images.crop import crop
-from cropscore_ray.models.voter import mirrored
+from cropscore_ray.models.boxes import mirrored
 from cropscore_ray.training.data.crops import NO_OVERLAP, evenly, square_overlaps
 from cropscore_ray.training.data.images import Box, ImageDataset, LabelledImages, Request
 

@@ -13,8 +13,6 @@ from cropscore_ray.errors import DataError
 from cropscore_ray.storage.lock import Held
 from cropscore_ray.training.data.images import LabelledImages, Ragged, Texts
 
-_MOST_VOTED = 5000  # each is scored alone, and more say nothing new of a confidence
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingRun:
@@ -59,7 +57,7 @@ class Shares:
     localizer: pa.Table
     """What the localizer learns boxes from."""
     choosing: pa.Table
-    """Held back: they choose the localizer's epoch and its class-wise steps; none in votes mode."""
+    """Held back: they choose the localizer's epoch and its class-wise steps; none for a voter."""
     judging: pa.Table
     """Held back: they fit the confidence and give the error that is told, and nothing else."""
 
@@ -99,14 +97,14 @@ def split_boxed(manifest: Manifest, config: TrainConfig) -> Shares:
         chosen = rng.permutation(chosen)[: config.max_localizer_images]
     chosen = _by_class(chosen, classes)
     num_labelled = np.bincount(_labelled(manifest)["class_index"].to_numpy())
-    held = _hold_back(classes[chosen], num_labelled, config, rng)
-    # Every second one of an order by class, so that the halves have the same classes.
-    is_judging = (np.arange(len(held)) % 2 == 0) | (config.mode == "votes")
+    held_back = _hold_back(classes[chosen], num_labelled, config, rng)
+    # Of two shares every second image of an order by class, so that both have the same classes.
+    is_judging = np.arange(len(held_back)) % config.localizer_kind.held_back_shares == 0
     return Shares(
         scorer=rows.take(np.sort(order[~for_localizer])),
-        localizer=rows.take(np.sort(np.delete(chosen, held))),
-        choosing=rows.take(np.sort(chosen[held[~is_judging]])),
-        judging=rows.take(np.sort(chosen[held[is_judging]])),
+        localizer=rows.take(np.sort(np.delete(chosen, held_back))),
+        choosing=rows.take(np.sort(chosen[held_back[~is_judging]])),
+        judging=rows.take(np.sort(chosen[held_back[is_judging]])),
     )
 
 
@@ -121,14 +119,14 @@ def _hold_back(
     A class keeps at least one of its labelled images, so that classifiers know it; unless that
     leaves too few to hold back.
     """
-    num_images = len(classes_N)
-    fewest, most = (1, _MOST_VOTED) if config.mode == "votes" else (2, num_images)
-    num_held = min(max(round(num_images * config.held_back_fraction), fewest), most, num_images)
-    held = np.flatnonzero(_evenly(num_images, num_held / max(1, num_images), rng))
-    found, first = np.unique(classes_N[held], return_index=True)
-    is_all = np.bincount(classes_N[held])[found] == num_labelled_C[found]
-    spared = np.delete(held, first[is_all])
-    return spared if len(spared) >= fewest else held
+    num_images, kind = len(classes_N), config.localizer_kind
+    fewest, most = kind.held_back_shares, min(kind.most_held_back or num_images, num_images)
+    num_held_back = min(max(round(num_images * config.held_back_fraction), fewest), most)
+    held_back = np.flatnonzero(_evenly(num_images, num_held_back / max(1, num_images), rng))
+    classes, first = np.unique(classes_N[held_back], return_index=True)
+    is_all = np.bincount(classes_N[held_back])[classes] == num_labelled_C[classes]
+    spared = np.delete(held_back, first[is_all])
+    return spared if len(spared) >= fewest else held_back
 
 
 def _by_class(order_N: NDArray[np.int64], classes: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -148,8 +146,8 @@ def classifier_rows(manifest: Manifest, config: TrainConfig) -> pa.Table:
     rows = _labelled(manifest)
     if len(boxed_rows(manifest)) < 2:
         return rows  # no scorer and no localizer will come of it
-    held = split_boxed(manifest, config).held_back
-    return rows.filter(pc.invert(pc.is_in(rows["image_id"], held["image_id"].combine_chunks())))
+    held_back = split_boxed(manifest, config).held_back["image_id"].combine_chunks()
+    return rows.filter(pc.invert(pc.is_in(rows["image_id"], held_back)))
 
 
 def _labelled(manifest: Manifest) -> pa.Table:

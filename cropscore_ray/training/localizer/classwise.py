@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from cropscore_ray.config.sections import LocalizerConfig
-from cropscore_ray.training.objectives.boxes import NO_BOX, box_loss
+from cropscore_ray.models.boxes import NO_BOX
+from cropscore_ray.training.objectives.boxes import box_loss
 
 _ROWS_AT_ONCE = 4096  # of 257 floats: 4 MB, which stay in a core's cache from step to step
 

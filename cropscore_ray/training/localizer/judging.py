@@ -18,11 +18,12 @@ from cropscore_ray.images import fetch
 from cropscore_ray.images.decode import Pixels
 from cropscore_ray.images.decode_ahead import decode_ahead
 from cropscore_ray.models import baselines, voter
-from cropscore_ray.models.bundle import SCORER, Bundle
+from cropscore_ray.models.bundle import Bundle
+from cropscore_ray.models.confidence import fit_confidence
+from cropscore_ray.models.localizer import VotesLocalizer
 from cropscore_ray.models.scorer import CropScorer
 from cropscore_ray.training.data.images import LabelledImages
 from cropscore_ray.training.data.shares import labelled_images, sized, unit_boxes
-from cropscore_ray.training.localizer.confidence import fit_confidence
 from cropscore_ray.training.loop import State, Worker
 
 _CAM_IMAGES = 300  # enough to choose one threshold of a coarse grid
@@ -40,16 +41,16 @@ def fit_voter(
     Raises:
         DataError: none of them can be read.
     """
-    scorer = CropScorer(bundle, mode="votes", device=worker.device)
+    scorer = CropScorer(bundle, device=worker.device)
     unfitted = voter.to_tensors(weights, torch.zeros(3, voter.NUM_EVIDENCE))
-    scorer.voter = voter.from_tensors(unfitted, scorer.network(SCORER).fc, scorer.device)
+    localizer = VotesLocalizer(scorer, unfitted)
     evidence, hits = [], []
     for i, pixels in _readable(judging.uris, partial(worker.progress, "localizer, confidence")):
         height, width = pixels.shape[:2]
         classes_GK = torch.tensor([[judging.classes[i]]], device=scorer.device)
-        unit_GK4, evidence_GKE = scorer.elect([pixels], classes_GK)
-        box = unit_GK4[0].cpu().numpy() * [width, height, width, height]
-        evidence.append(evidence_GKE[0, 0].cpu())
+        figures_KF = localizer.look([pixels], classes_GK)[0].cpu()
+        box = figures_KF[:, :4].numpy() * [width, height, width, height]
+        evidence.append(figures_KF[0, 4:])
         hits.append(geometry.iou(box, judging.boxes[i]).max() >= geometry.IOU_THRESHOLD)
     if not hits:
         raise DataError(

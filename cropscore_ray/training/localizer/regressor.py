@@ -22,20 +22,20 @@ from cropscore_ray.config.sections import LocalizerConfig
 from cropscore_ray.errors import ConfigError
 from cropscore_ray.geometry import IOU_THRESHOLD
 from cropscore_ray.grid import mirror_order, square_rectangles
-from cropscore_ray.models.features import normalize_scores
-from cropscore_ray.models.localizer import (
+from cropscore_ray.models.boxes import best_iou, mirrored
+from cropscore_ray.models.confidence import fit_confidence
+from cropscore_ray.models.regressors import (
     NUM_EVIDENCE,
     SHARED,
     Layers,
-    Localizer,
+    Regressors,
     apply_hidden,
     box_evidence,
+    normalize_scores,
 )
-from cropscore_ray.models.voter import mirrored
 from cropscore_ray.training.localizer import classwise
 from cropscore_ray.training.localizer.classwise import Hidden
-from cropscore_ray.training.localizer.confidence import fit_confidence
-from cropscore_ray.training.objectives.boxes import NO_BOX, best_iou, box_loss
+from cropscore_ray.training.objectives.boxes import box_loss
 
 _MIN_CHOOSING = 2  # fewer images cannot tell whether a class gained
 
@@ -73,24 +73,13 @@ def with_mirror_images(data: ScoredImages) -> ScoredImages:
     scorer has learnt from mirrored crops. Measured on held-back ILSVRC images with 630
     to train on: error 0.379 without, 0.355 with.
     """
-    boxes = data.boxes_NM4
-    boxes = torch.where(boxes == NO_BOX, boxes, mirrored(boxes))
     order = torch.from_numpy(mirror_order(data.regions_F4))
     return replace(
         data,
         scores_NF=torch.cat([data.scores_NF, data.scores_NF[:, order]]),
         classes_N=data.classes_N.repeat(2),
-        boxes_NM4=torch.cat([data.boxes_NM4, boxes]),
+        boxes_NM4=torch.cat([data.boxes_NM4, mirrored(data.boxes_NM4)]),
     )
-
-
-def pad_boxes(boxes: list[NDArray[np.float64]]) -> Tensor:
-    """Return lists of unit boxes as one tensor, (N, M, 4), padded with NO_BOX."""
-    most = max((len(some) for some in boxes), default=0)
-    padded = torch.full((len(boxes), most, 4), NO_BOX)
-    for i, some in enumerate(boxes):
-        padded[i, : len(some)] = torch.from_numpy(np.asarray(some, np.float32))
-    return padded
 
 
 def train_localizer(
@@ -102,7 +91,7 @@ def train_localizer(
     config: LocalizerConfig,
     seed: int,
     progress: EpochProgress,
-) -> tuple[Localizer, dict[str, Any]]:
+) -> tuple[Regressors, dict[str, Any]]:
     """Train the shared regressor, the class-wise ones and the confidence.
 
     Args:
@@ -150,7 +139,7 @@ def _names(num_regressors: int) -> list[str]:
     return [f"localizer, shared {i} of {num_regressors}" for i in range(1, num_regressors + 1)]
 
 
-def joined(some: list[Localizer]) -> Localizer:
+def joined(some: list[Regressors]) -> Regressors:
     """Return one regressor that gives the mean of several: their layers side by side."""
     hidden: Layers = []
     for layers in zip(*(one.hidden for one in some), strict=True):
@@ -180,7 +169,7 @@ def _train_shared(
     num_classes: int,
     config: LocalizerConfig,
     progress: Callable[[int, int, Callable[[], str]], None],
-) -> Localizer:
+) -> Regressors:
     """Return a regressor for all classes, of the epoch whose loss on `choosing` is lowest."""
     # Start from the mean first box: the regressor then learns only what scores tell.
     model = _make_regressor(train.scores_NF.shape[1], train.boxes_NM4[:, 0].mean(0), config)
@@ -212,7 +201,7 @@ def _train_shared(
         progress(epoch + 1, config.epochs, f"held-back loss {held_loss:.4f}".format)
     model.load_state_dict(best)
     *hidden, last = [layer for layer in model if isinstance(layer, nn.Linear)]
-    return Localizer(
+    return Regressors(
         hidden=[(layer.weight.detach(), layer.bias.detach()) for layer in hidden],
         heads_G4H=torch.cat([last.weight, last.bias[:, None]], 1).detach()[None],
         slot_of_class=torch.full((num_classes,), SHARED),
@@ -222,12 +211,12 @@ def _train_shared(
 
 
 def _train_classwise(
-    localizer: Localizer,
+    localizer: Regressors,
     train: ScoredImages,
     choosing: ScoredImages,
     config: LocalizerConfig,
     progress: EpochProgress,
-) -> Localizer:
+) -> Regressors:
     """Fine-tune the last layer of every class that has the images for it; keep what gained."""
     slot_of_class = localizer.slot_of_class.clone()
     classes_G = _rich_classes(train, choosing, len(slot_of_class), config)
@@ -248,7 +237,7 @@ def _train_classwise(
     )
 
 
-def _hidden(localizer: Localizer, data: ScoredImages) -> Hidden:
+def _hidden(localizer: Regressors, data: ScoredImages) -> Hidden:
     features_NF = normalize_scores(data.scores_NF, localizer.normalization)
     return Hidden(
         hidden_NH=apply_hidden(localizer.hidden, features_NF),

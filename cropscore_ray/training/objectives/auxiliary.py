@@ -8,8 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from cropscore_ray.models.blocks import Inception
-from cropscore_ray.models.googlenet import Network
+from cropscore_ray.models.googlenet import Inception, Network
 
 
 class WithAuxHeads(nn.Module):

@@ -13,19 +13,18 @@ from torch.nn import functional as F  # noqa: N812
 from cropscore_ray.config.sections import PreprocessConfig, VoterConfig
 from cropscore_ray.geometry import IOU_THRESHOLD, Boxes
 from cropscore_ray.images.crop import crop
+from cropscore_ray.models.boxes import NO_BOX, best_iou, generalized_iou, mirrored
 from cropscore_ray.models.inference import best_dtype
 from cropscore_ray.models.voter import (
     CELLS,
     VoterMaps,
     VotingHeads,
     cell_centres,
-    mirrored,
     voted_boxes,
     voter_maps,
 )
 from cropscore_ray.training.data.batches import Batch
 from cropscore_ray.training.data.images import Box, ImageDataset, LabelledImages, Request
-from cropscore_ray.training.objectives.boxes import NO_BOX, best_iou, generalized_iou
 from cropscore_ray.training.objectives.heads import HeadObjective
 
 _MOST_BOXES = 32  # an image's largest ones; crowds of more small objects are rare
@@ -61,7 +60,7 @@ class VoteDataset(ImageDataset):
         boxes[: len(largest)] = torch.from_numpy(seen_M4[largest]).float()
         if rng.random() < 0.5:
             views = {name: view.flip(1) for name, view in views.items()}
-            boxes = torch.where(boxes == NO_BOX, boxes, mirrored(boxes))
+            boxes = mirrored(boxes)
         return {**views, "class_index": int(self.data.classes[request.image]), "boxes": boxes}
 
 

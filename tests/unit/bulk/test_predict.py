@@ -20,7 +20,7 @@ from cropscore_ray.grid import NUM_SQUARES
 from cropscore_ray.jobs import recipes
 from cropscore_ray.models.bundle import LOCALIZER, SCORER, Bundle, classifier_part, save_part
 from cropscore_ray.models.googlenet import make_network
-from cropscore_ray.models.localizer import NUM_EVIDENCE, SHARED, Localizer
+from cropscore_ray.models.regressors import NUM_EVIDENCE, SHARED, Regressors
 from cropscore_ray.schema import ImageClass
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,11 +29,11 @@ CLASSES = [ImageClass(id=f"n{i}", name=f"class {i}") for i in range(4)]
 Fetched = bytes | ImageError
 
 
-def random_localizer() -> Localizer:
+def random_localizer() -> Regressors:
     generator = torch.Generator().manual_seed(2)
     heads = torch.randn(2, 4, NUM_SQUARES + 1, generator=generator) * 0.05
     heads[:, :, -1] = torch.tensor([0.2, 0.2, 0.8, 0.8])
-    return Localizer(
+    return Regressors(
         hidden=[],
         heads_G4H=heads,
         slot_of_class=torch.tensor([SHARED, 1, SHARED, SHARED]),

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cropscore_ray.models.features import normalize_scores
+from cropscore_ray.models.regressors import normalize_scores
 
 SCORES = torch.tensor([[1.0, 3.0, 5.0], [-2.0, 0.0, 0.0]])
 

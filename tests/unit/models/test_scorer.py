@@ -150,22 +150,21 @@ def test_the_pyramid_scores_any_rectangle(bundle: Bundle, pyramid: CropScorer) -
 def test_a_look_is_each_images_own(bundle: Bundle, mode: str) -> None:
     scorer = CropScorer(bundle, mode=mode, dtype=torch.float32)
     pixels = [drawn(i) for i in range(3)]
-    look = scorer.look(pixels, [4, 0, 2], top_k=2, with_maps=True)
+    look = scorer.look(pixels, [4, 0, 2], top_k=2, views=[scorer.square_scores, scorer.class_maps])
     look.wait()
     assert look.classes_GK.shape == (3, 3)
     assert look.classes_GK[:, 0].tolist() == [4, 0, 2]
-    assert look.probabilities_GK is not None
-    assert look.maps_GKhw is not None
+    scores_GKS, maps_GKhw = look.views
     for g, one in enumerate(pixels):
         probabilities = scorer.classify([one])[0]
         classes = look.classes_GK[g]
         assert classes[1:].tolist() == probabilities.topk(2).indices.tolist()
         torch.testing.assert_close(look.probabilities_GK[g], probabilities[classes])
         maps = scorer.class_maps([one], classes[None])[0]
-        torch.testing.assert_close(look.maps_GKhw[g], maps, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(maps_GKhw[g], maps, rtol=1e-3, atol=1e-4)
         for k, class_index in enumerate(classes.tolist()):
             expected = scorer.score_image(one, class_index)
-            assert relative(look.scores_GKS[g, k].numpy(), expected) < 1e-3
+            assert relative(scores_GKS[g, k].numpy(), expected) < 1e-3
 
 
 @pytest.mark.parametrize("mode", ["exact", "pyramid"])
@@ -177,10 +176,10 @@ def test_an_images_numbers_are_the_same_bits_whatever_its_group(
     pixels = [drawn(i) for i in range(5)]
 
     def look(some: list[Pixels]) -> list[Tensor]:
-        seen = scorer.look(some, [2] * len(some), top_k=3, with_maps=True)
-        assert seen.probabilities_GK is not None
-        assert seen.maps_GKhw is not None
-        return [seen.classes_GK, seen.probabilities_GK, seen.scores_GKS, seen.maps_GKhw]
+        seen = scorer.look(
+            some, [2] * len(some), top_k=3, views=[scorer.square_scores, scorer.class_maps]
+        )
+        return [seen.classes_GK, seen.probabilities_GK, *seen.views]
 
     together = look(pixels)
     for g, one in enumerate(pixels):
@@ -191,8 +190,8 @@ def test_an_images_numbers_are_the_same_bits_whatever_its_group(
 def test_a_look_scores_only_what_is_asked_for(exact: CropScorer) -> None:
     given = exact.look([drawn(0)], [1])
     assert given.classes_GK.tolist() == [[1]]
-    assert given.probabilities_GK is None
-    assert given.maps_GKhw is None
+    assert bool(given.probabilities_GK.isnan().all())
+    assert given.views == []
     predicted = exact.look([drawn(0)], top_k=100)
     assert sorted(predicted.classes_GK[0].tolist()) == list(range(NUM_CLASSES))
 

@@ -12,6 +12,7 @@ from tasks import Keeper, assert_same, weights
 
 from cropscore_ray import geometry
 from cropscore_ray.config.sections import NetworkConfig, PreprocessConfig, VoterConfig
+from cropscore_ray.models.boxes import NO_BOX, mirrored
 from cropscore_ray.models.googlenet import make_network
 from cropscore_ray.models.heads import class_weights
 from cropscore_ray.models.inference import InferenceNetwork
@@ -23,14 +24,12 @@ from cropscore_ray.models.voter import (
     cell_centres,
     count_votes,
     from_tensors,
-    mirrored,
     to_tensors,
     voted_boxes,
     voter_maps,
 )
 from cropscore_ray.training.data.images import LabelledImages, Request
 from cropscore_ray.training.loop import NetworkTask, Worker, train_networks
-from cropscore_ray.training.objectives.boxes import NO_BOX
 from cropscore_ray.training.objectives.votes import (
     VoteDataset,
     VoteObjective,

@@ -14,8 +14,8 @@ from cropscore_ray import geometry
 from cropscore_ray.errors import DataError, ImageError, StorageError
 from cropscore_ray.images import fetch
 from cropscore_ray.images.decode import decode
-from cropscore_ray.models import voter
 from cropscore_ray.models.bundle import SCORER, Bundle
+from cropscore_ray.models.localizer import VotesLocalizer
 from cropscore_ray.models.scorer import CropScorer
 from cropscore_ray.models.voter import VotingHeads
 from cropscore_ray.schema import MANIFEST
@@ -63,16 +63,16 @@ def test_a_voters_error_is_that_of_its_boxes_on_the_images_that_can_be_read(
 ) -> None:
     weights = heads_of(bundle).state_dict()
     tensors, metrics = fit_voter(bundle, weights, labelled, worker[0])
-    scorer = CropScorer(bundle, mode="votes", device=torch.device("cpu"))
-    fc = scorer.network(SCORER).fc
-    scorer.voter = voter.from_tensors(tensors, fc, scorer.device)
+    scorer = CropScorer(bundle, device=torch.device("cpu"))
+    localizer = VotesLocalizer(scorer, tensors)
     wrong = []
     for i in (0, 1, 3, 4, 5):
         pixels = decode(fetch.fetch_image(labelled.uris[i]))
-        unit, evidence = scorer.elect([pixels], torch.tensor([[int(labelled.classes[i])]]))
-        box = unit[0].numpy() * np.tile(pixels.shape[1::-1], 2)
+        classes = torch.tensor([[int(labelled.classes[i])]])
+        unit, confidence = localizer.boxes(localizer.look([pixels], classes)[0], classes[0])
+        box = unit.numpy() * np.tile(pixels.shape[1::-1], 2)
         wrong.append(bool(geometry.iou(box, labelled.boxes[i]).max() < 0.5))
-        assert 0 < float(scorer.voter.confidences(evidence[0])) < 1
+        assert 0 < float(confidence) < 1
     assert metrics == {"num_judging": 5, "held_back_error": pytest.approx(np.mean(wrong))}
     assert bool(tensors["confidence"].any())
     expected = [("localizer, confidence", done, 7, "") for done in range(1, 8)]

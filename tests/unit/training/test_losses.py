@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cropscore_ray import geometry
-from cropscore_ray.training.localizer.regressor import pad_boxes
-from cropscore_ray.training.objectives.boxes import NO_BOX, best_iou, box_loss, generalized_iou
+from cropscore_ray.models.boxes import NO_BOX, best_iou, generalized_iou, pad_boxes
+from cropscore_ray.training.objectives.boxes import box_loss
 
 LOSSES = ("euclidean", "l2", "l1", "giou")
 

@@ -16,14 +16,12 @@ from hypothesis import strategies as st
 from cropscore_ray.config.sections import LocalizerConfig
 from cropscore_ray.errors import ConfigError
 from cropscore_ray.grid import NUM_SQUARES
-from cropscore_ray.models.localizer import SHARED, Localizer, apply_hidden
+from cropscore_ray.models.boxes import NO_BOX, best_iou, pad_boxes
+from cropscore_ray.models.regressors import SHARED, Regressors, apply_hidden
 from cropscore_ray.training.data.crops import square_overlaps
 from cropscore_ray.training.localizer.regressor import (
-    NO_BOX,
     ScoredImages,
-    best_iou,
     joined,
-    pad_boxes,
     train_localizer,
     with_mirror_images,
 )
@@ -59,7 +57,7 @@ def synthetic(num_images: int, num_classes: int, seed: int = 0) -> ScoredImages:
 
 def train(
     data: ScoredImages, num_classes: int, config: LocalizerConfig, seed: int = 0
-) -> tuple[Localizer, dict[str, Any]]:
+) -> tuple[Regressors, dict[str, Any]]:
     """Train on most images; a tenth chooses and a tenth judges."""
     held = len(data) // 10
     parts = [data.take(some) for some in torch.arange(len(data)).tensor_split([held, 2 * held])]
@@ -76,7 +74,7 @@ def train(
 
 
 @pytest.fixture(scope="module")
-def trained() -> tuple[Localizer, dict[str, Any]]:
+def trained() -> tuple[Regressors, dict[str, Any]]:
     config = LocalizerConfig(
         hidden=(64,), epochs=40, batch_size=64, learning_rate=3e-3, classwise_min_images=100
     )
@@ -84,7 +82,7 @@ def trained() -> tuple[Localizer, dict[str, Any]]:
 
 
 def test_training_on_overlaps_beats_the_constant_box_by_far(
-    trained: tuple[Localizer, dict[str, Any]],
+    trained: tuple[Regressors, dict[str, Any]],
 ) -> None:
     localizer, metrics = trained
     test = synthetic(300, 4, seed=9)
@@ -98,7 +96,7 @@ def test_training_on_overlaps_beats_the_constant_box_by_far(
 
 
 def test_classes_without_images_keep_the_shared_regressor(
-    trained: tuple[Localizer, dict[str, Any]],
+    trained: tuple[Regressors, dict[str, Any]],
 ) -> None:
     localizer, metrics = trained
     assert localizer.slot_of_class[4:].tolist() == [SHARED, SHARED]
@@ -120,8 +118,8 @@ def test_the_same_seed_trains_the_same_localizer() -> None:
 def test_joined_regressors_give_the_mean_of_their_outputs(number: int, widths: list[int]) -> None:
     sides = [5, *widths]
 
-    def a_regressor() -> Localizer:
-        return Localizer(
+    def a_regressor() -> Regressors:
+        return Regressors(
             hidden=[(torch.randn(o, i), torch.randn(o)) for i, o in pairwise(sides)],
             heads_G4H=torch.randn(1, 4, sides[-1] + 1),
             slot_of_class=torch.full((2,), SHARED),
@@ -129,7 +127,7 @@ def test_joined_regressors_give_the_mean_of_their_outputs(number: int, widths: l
             normalization="raw",
         )
 
-    def outputs(one: Localizer, scores_NF: torch.Tensor) -> torch.Tensor:
+    def outputs(one: Regressors, scores_NF: torch.Tensor) -> torch.Tensor:
         return apply_hidden(one.hidden, scores_NF) @ one.heads_G4H[0].T
 
     some, scores_NF = [a_regressor() for _ in range(number)], torch.randn(6, 5)
@@ -180,7 +178,7 @@ def test_images_that_judge_choose_nothing_and_those_that_choose_judge_nothing() 
     config = replace(CONFIG, epochs=6, classwise_min_images=10)
     learning, choosing, judging, others = (synthetic(80, 2, seed) for seed in range(4))
 
-    def result(choosing: ScoredImages, judging: ScoredImages) -> tuple[Localizer, dict[str, Any]]:
+    def result(choosing: ScoredImages, judging: ScoredImages) -> tuple[Regressors, dict[str, Any]]:
         return train_localizer(
             learning, choosing, judging, num_classes=2, config=config, seed=0, progress=quiet
         )

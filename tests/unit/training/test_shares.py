@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cropscore_ray.config import modes
 from cropscore_ray.config.sections import LocalizerConfig, ScorerConfig, TrainConfig, VoterConfig
 from cropscore_ray.datasets.manifest import Manifest
 from cropscore_ray.schema import MANIFEST, ImageClass
-from cropscore_ray.training.data import shares
 from cropscore_ray.training.data.shares import (
     boxed_rows,
     classifier_rows,
@@ -150,7 +150,7 @@ def test_without_boxes_classifiers_learn_from_all_labelled_images() -> None:
 def test_more_images_than_tell_something_are_not_held_back_for_votes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shares, "_MOST_VOTED", 3)
+    monkeypatch.setitem(modes.LOCALIZER_KINDS, "votes", replace(modes.VOTER, most_held_back=3))
     manifest = a_manifest([i % 5 for i in range(100)], [True] * 100)
     assert len(split_boxed(manifest, replace(CONFIG, mode="votes")).judging) == 3
     assert len(split_boxed(manifest, CONFIG).judging) == 4

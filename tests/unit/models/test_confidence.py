@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cropscore_ray.training.localizer.confidence import fit_confidence
+from cropscore_ray.models.confidence import fit_confidence
 
 
 def test_confidence_recovers_a_known_logistic() -> None:

@@ -7,19 +7,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cropscore_ray.models.localizer import (
+from cropscore_ray.models.regressors import (
     NUM_EVIDENCE,
     SHARED,
-    Localizer,
+    Regressors,
     box_evidence,
     from_tensors,
     ordered,
 )
 
 
-def a_localizer(num_slots: int, slot_of_class: list[int]) -> Localizer:
+def some_regressors(num_slots: int, slot_of_class: list[int]) -> Regressors:
     torch.manual_seed(num_slots)
-    return Localizer(
+    return Regressors(
         hidden=[(torch.randn(8, 6), torch.randn(8)), (torch.randn(5, 8), torch.randn(5))],
         heads_G4H=0.1 * torch.randn(num_slots, 4, 6),
         slot_of_class=torch.tensor(slot_of_class),
@@ -28,11 +28,11 @@ def a_localizer(num_slots: int, slot_of_class: list[int]) -> Localizer:
     )
 
 
-def constant_localizer(boxes: list[list[float]], slot_of_class: list[int]) -> Localizer:
+def constant_localizer(boxes: list[list[float]], slot_of_class: list[int]) -> Regressors:
     """Answer with a box of its slot, whatever the scores."""
     heads = torch.zeros(len(boxes), 4, 7)
     heads[:, :, -1] = torch.tensor(boxes)
-    return Localizer(
+    return Regressors(
         hidden=[],
         heads_G4H=heads,
         slot_of_class=torch.tensor(slot_of_class),
@@ -44,7 +44,7 @@ def constant_localizer(boxes: list[list[float]], slot_of_class: list[int]) -> Lo
 @settings(max_examples=50)
 @given(classes=st.lists(st.integers(0, 3), max_size=12))
 def test_the_stack_equals_separate_regressors(classes: list[int]) -> None:
-    localizer = a_localizer(3, [0, 2, 1, 2])
+    localizer = some_regressors(3, [0, 2, 1, 2])
     scores = torch.randn(len(classes), 6, generator=torch.Generator().manual_seed(0))
     boxes = localizer.boxes(scores, torch.tensor(classes, dtype=torch.int64))
     assert boxes.shape == (len(classes), 4)
@@ -89,8 +89,8 @@ def test_confidence_is_the_logistic_of_standardized_evidence() -> None:
     assert found == pytest.approx(1 / (1 + math.exp(-0.5) / 3))
 
 
-def test_a_localizer_survives_the_bundles_tensors() -> None:
-    before = a_localizer(3, [0, 2, 1])
+def test_some_regressors_survives_the_bundles_tensors() -> None:
+    before = some_regressors(3, [0, 2, 1])
     after = from_tensors(before.to_tensors(), "raw")
     scores, classes = torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])
     boxes = before.boxes(scores, classes)

@@ -1,10 +1,16 @@
-"""Fitting the confidence of boxes: a logistic regression on a few figures of each.
+"""The confidence of boxes: a logistic regression on a few figures of each.
 
 Shape suffixes: N boxes; E evidence, the first of which is the constant 1.
 """
 
 import torch
 from torch import Tensor, nn
+
+
+def probabilities(confidence_3E: Tensor, evidence_NE: Tensor) -> Tensor:
+    """Return the logistic regression of evidence with its mean, scale and weight, (N,)."""
+    mean, scale, weight = confidence_3E
+    return torch.sigmoid((evidence_NE - mean) / scale @ weight)
 
 
 def fit_confidence(evidence_NE: Tensor, hits_N: Tensor) -> Tensor:
