@@ -103,7 +103,7 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
     from cropscore_ray.training import on_ray
     from cropscore_ray.training.loop import Worker
 
-    monkeypatch.setattr(on_ray, "fit", lambda training, **options: training(Worker()))
+    monkeypatch.setattr(on_ray, "fit", lambda training, *_: training(Worker()))
 
 
 @pytest.fixture

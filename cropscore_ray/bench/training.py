@@ -125,11 +125,13 @@ def run_round(
     return {
         name: on_ray.fit(
             Steps(images=images, size=size),
-            name=f"{name.replace(' ', '-')}-{number}",
-            storage_uri=storage_uri,
-            num_workers=num_workers,
-            use_gpu=use_gpu,
-            checkpoint_steps=size.steps // 2,
+            on_ray.FitConfig(
+                name=f"{name.replace(' ', '-')}-{number}",
+                storage_uri=storage_uri,
+                num_workers=num_workers,
+                use_gpu=use_gpu,
+                checkpoint_steps=size.steps // 2,
+            ),
         )
         for name, num_workers in WORKERS.items()
     }

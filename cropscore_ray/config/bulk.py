@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from cropscore_ray.config.modes import MODES
 from cropscore_ray.config.rules import check, one_of, require
-from cropscore_ray.config.sections import MAX_MEGAPIXELS, MODES
+from cropscore_ray.config.sections import MAX_MEGAPIXELS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

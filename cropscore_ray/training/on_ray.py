@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -51,18 +52,30 @@ _KEEP_PAGES = {
 }
 
 
-def fit(
-    training: Training,
-    *,
-    name: str,
-    storage_uri: str,
-    num_workers: int,
-    min_workers: int | None = None,
-    use_gpu: bool | None,
-    checkpoint_steps: int = 0,
-    may_write: Callable[[], None] | None = None,
-    progress: StepProgress | None = None,
-) -> Any:
+def _ignore(*event: Any) -> None:
+    del event
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitConfig:
+    """How a training runs on Ray, and where its checkpoints go."""
+
+    name: str
+    """The same name and storage go on from the last checkpoint."""
+    storage_uri: str
+    """A folder that all nodes can write."""
+    num_workers: int
+    min_workers: int | None = None
+    """The fewest to go on with while nodes are missing; None: num_workers."""
+    use_gpu: bool | None = None
+    """One GPU each; None: see `resources.takes_gpus`."""
+    checkpoint_steps: int = 0
+    """Steps between checkpoints besides those at the ends of epochs."""
+    may_write: Callable[[], None] = _ignore
+    """Called in rank 0 before each checkpoint; raises if there must be none."""
+
+
+def fit(training: Training, config: FitConfig, progress: StepProgress = _ignore) -> Any:
     """Run a training on Ray Train workers and return rank 0's result.
 
     A lost worker or node costs the steps since the last checkpoint that arrived. The training
@@ -71,13 +84,7 @@ def fit(
 
     Args:
         training: called in every worker; must be picklable.
-        name: of the training; the same name and storage go on from the last checkpoint.
-        storage_uri: a folder that all nodes can write.
-        num_workers: processes.
-        min_workers: the fewest to go on with while nodes are missing; None: num_workers.
-        use_gpu: one GPU each; None: see `resources.takes_gpus`.
-        checkpoint_steps: steps between checkpoints besides those at the ends of epochs.
-        may_write: called in rank 0 before each checkpoint; raises if there must be none.
+        config: how, and where.
         progress: called in this process as steps are taken.
 
     Raises:
@@ -87,10 +94,10 @@ def fit(
     # A checkpoint counts once the controller has seen it, by default every two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     session.connect()
-    scaling = scaling_config(num_workers, min_workers, use_gpu)
-    fs, path = storage.filesystem(storage_uri)
+    scaling = scaling_config(config.num_workers, config.min_workers, config.use_gpu)
+    fs, path = storage.filesystem(config.storage_uri)
     run = RunConfig(
-        name=name,
+        name=config.name,
         storage_path=path,
         storage_filesystem=fs,
         failure_config=FailureConfig(max_failures=_MAX_FAILURES),
@@ -98,31 +105,30 @@ def fit(
         callbacks=[_EndAtOnce()],
         worker_runtime_env={"env_vars": {} if scaling.use_gpu else _KEEP_PAGES},
     )
-    ear = _Ear(progress or _ignore, name, min_workers or num_workers, scaling.use_gpu)
+    ear = _Ear(progress, config, on_gpu=scaling.use_gpu)
     with events.queue(ear.hear, ear.hear_nothing) as queue:
         loop_config = {
             "training": training,
             "queue": queue,
-            "checkpoint_steps": checkpoint_steps,
-            "may_write": partial(storage.persistently, storage_uri, may_write or _ignore),
+            "checkpoint_steps": config.checkpoint_steps,
+            "may_write": partial(storage.persistently, config.storage_uri, config.may_write),
         }
-        return _run_to_the_end(
-            lambda: TorchTrainer(
-                worker_loop,
-                train_loop_config=loop_config,
-                scaling_config=scaling,
-                run_config=run,
-            ),
-            name,
-            storage_uri,
+        make_trainer = partial(
+            TorchTrainer,
+            worker_loop,
+            train_loop_config=loop_config,
+            scaling_config=scaling,
+            run_config=run,
         )
+        return _run_to_the_end(make_trainer, config.name, config.storage_uri)
 
 
 class _Ear:
     """Hears of steps; tells why there are none where the cluster is too small for the workers."""
 
-    def __init__(self, hear: StepProgress, name: str, fewest: int, on_gpu: bool) -> None:
-        self._hear, self._name, self._fewest, self._on_gpu = hear, name, fewest, on_gpu
+    def __init__(self, hear: StepProgress, config: FitConfig, *, on_gpu: bool) -> None:
+        self._hear, self._on_gpu = hear, on_gpu
+        self._name, self._fewest = config.name, config.min_workers or config.num_workers
         self._since_s = time.monotonic()
 
     def hear(self, *event: Any) -> None:
@@ -239,10 +245,6 @@ def _last_checkpoint(storage_uri: str, name: str) -> str | None:
             hint=f"delete {where} to begin this training anew",
         ) from error
     return checkpoint.path if checkpoint else None
-
-
-def _ignore(*event: Any) -> None:
-    del event
 
 
 def _unpack(packed: bytes) -> Any:

@@ -1,8 +1,8 @@
 """The trainings of the method, each from a manifest and a bundle to new parts.
 
-`train_regressors` runs in one worker, the others in every one; each
-is a function of a `Worker` and returns plain tensors and numbers, which the caller puts
-into the bundle. They read the manifest themselves, so that nothing large travels.
+`train_regressors` runs in one worker, the others in every one. Each is a function of a `Worker`
+and reads the manifest itself, so that nothing large travels. Each returns, by name, the parts that
+the caller puts into the bundle: plain tensors, metrics and, of a localizer, baselines.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ from cropscore_ray.training.objectives.overlap import OverlapObjective
 from cropscore_ray.training.objectives.votes import VoteDataset, VoteObjective
 
 
-def train_classifiers(run: TrainingRun, worker: Worker) -> dict[str, State]:
+def train_classifiers(run: TrainingRun, worker: Worker) -> dict[str, Any]:
     """Train the classification networks on labelled images; see `train_networks`."""
     config = run.config
     manifest = training_manifest(run.manifest_uri, run.split)
@@ -77,10 +77,10 @@ def train_classifiers(run: TrainingRun, worker: Worker) -> dict[str, State]:
             seed=seed,
         )
         tasks.append(task)
-    return train_networks(tasks, worker)
+    return _as_parts(train_networks(tasks, worker))
 
 
-def train_scorer(run: TrainingRun, worker: Worker) -> dict[str, State]:
+def train_scorer(run: TrainingRun, worker: Worker) -> dict[str, Any]:
     """Fine-tune classifier 0 on crops, or regions, of the scorer's images; see TrainConfig.mode.
 
     Or give it an overlap head, if ScorerConfig asks for one.
@@ -89,11 +89,20 @@ def train_scorer(run: TrainingRun, worker: Worker) -> dict[str, State]:
     network = bundle.network(classifier_part(0))
     rows = split_boxed(training_manifest(run.manifest_uri, run.split), run.config).scorer
     task = _scorer_task(run.config, bundle, network, labelled_images(rows), worker)
-    trained = train_networks([task], worker)
+    parts = _as_parts(train_networks([task], worker))
     if run.config.scorer.overlap_width:
-        head = {f"overlap.{name}": one for name, one in trained[SCORER]["weights"].items()}
-        trained[SCORER]["weights"] = {**network.state_dict(), **head}
-    return trained
+        head = parts[SCORER]["tensors"]
+        renamed = {f"overlap.{name}": weight for name, weight in head.items()}
+        parts[SCORER]["tensors"] = {**network.state_dict(), **renamed}
+    return parts
+
+
+def _as_parts(trained: dict[str, State]) -> dict[str, Any]:
+    """Return networks, as `train_networks` does, as parts of a bundle."""
+    return {
+        name: {"tensors": network["weights"], "metrics": {"epochs": network["metrics"]}}
+        for name, network in trained.items()
+    }
 
 
 def _scorer_task(
@@ -127,11 +136,7 @@ def _scorer_task(
 
 
 def train_regressors(run: TrainingRun, scores_uri: str, worker: Worker) -> dict[str, Any]:
-    """Train the localizer on a scores table; fit the baselines on the same images.
-
-    Returns:
-        {"tensors": of the localizer, "metrics": …, "baselines": …}.
-    """
+    """Train the localizer on a scores table; fit the baselines on the same images."""
     bundle = load_bundle(run.model_uri)
     shares = split_boxed(training_manifest(run.manifest_uri, run.split), run.config)
     train, choosing, judging = _scored_images(
@@ -146,18 +151,18 @@ def train_regressors(run: TrainingRun, scores_uri: str, worker: Worker) -> dict[
         seed=run.config.seed,
         progress=worker.progress,
     )
-    return {
+    part = {
         "tensors": localizer.to_tensors(),
         "metrics": metrics,
         "baselines": fit_baselines(bundle, shares.localizer, worker),
     }
+    return {LOCALIZER: part}
 
 
 def train_voter(run: TrainingRun, worker: Worker) -> dict[str, Any]:
     """Train voting heads on the localizer's images; fit its confidence and the baselines.
 
-    Returns:
-        what `train_regressors` does, in rank 0.
+    What it returns it does so in rank 0.
     """
     config = run.config
     bundle = load_bundle(run.model_uri)
@@ -198,11 +203,12 @@ def train_voter(run: TrainingRun, worker: Worker) -> dict[str, Any]:
         return {}
     judging = labelled_images(shares.judging)
     tensors, metrics = fit_voter(bundle, trained["weights"], judging, worker)
-    return {
+    part = {
         "tensors": tensors,
         "metrics": {**metrics, "num_train": len(dataset), "epochs": trained["metrics"]},
         "baselines": fit_baselines(bundle, shares.localizer, worker),
     }
+    return {LOCALIZER: part}
 
 
 def _scored_images(scores_uri: str, shares: list[pa.Table]) -> list[ScoredImages]:

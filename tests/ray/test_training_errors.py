@@ -22,7 +22,8 @@ def test_an_error_that_would_come_again_ends_a_training_at_once(tmp_path: Path) 
             raise DataError("no boxes", hint="draw some")
         worker.total(torch.ones(1))  # waits for the other
 
+    config = on_ray.FitConfig(name="x", storage_uri=str(tmp_path), num_workers=2, use_gpu=False)
     with pytest.raises(DataError, match=r"^no boxes$") as caught:
-        on_ray.fit(training, name="x", storage_uri=str(tmp_path), num_workers=2, use_gpu=False)
+        on_ray.fit(training, config)
     assert caught.value.hint == "draw some"
     assert tries.read_text() == "tried\n"

@@ -12,6 +12,7 @@ from cropscore_ray.datasets.manifest import open_manifest
 from cropscore_ray.jobs import train
 from cropscore_ray.models.bundle import load_bundle
 from cropscore_ray.progress import Progress
+from cropscore_ray.training.ledger import STAGES
 
 MADE = Path(__file__).parents[1] / "compatibility"
 FINGERPRINTS = {"model": "95048ac336ff88c4", "voting-model": "7a3790dea3b91fbc"}
@@ -39,7 +40,7 @@ def test_a_trained_bundle_is_already_trained(
     bundle = train.run("all", data=str(MADE / "manifest"), model=model, config=config)
 
     told = "already trained with these settings on these images"
-    assert said == [f"{stage}: {told}" for stage in train.STAGES]
+    assert said == [f"{stage}: {told}" for stage in STAGES]
     assert bundle.fingerprint == FINGERPRINTS[name]
 
 

@@ -17,7 +17,9 @@ from cropscore_ray.progress import Progress
 from cropscore_ray.schema import MANIFEST, ImageClass
 from cropscore_ray.storage import lock
 from cropscore_ray.storage.lock import Held
+from cropscore_ray.training import ledger
 from cropscore_ray.training.data.shares import TrainingRun
+from cropscore_ray.training.on_ray import FitConfig
 
 CLASSES = [ImageClass(id="a", name="a"), ImageClass(id="b", name="b")]
 IMAGES = Manifest(table=MANIFEST.empty_table(), classes=CLASSES)
@@ -82,27 +84,24 @@ def test_a_recipe_for_a_later_stage_keeps_what_is_settled(model: str) -> None:
 def test_what_is_settled_cannot_be_set(model: str, stage: str, setting: str, name: str) -> None:
     own = train.first_config(stage, model=model, recipe=None)
     with pytest.raises(ConfigError, match=f"has {name} "):
-        train._open(stage, model, with_settings(own, [setting]), IMAGES)
+        ledger.open_bundle(stage, model, with_settings(own, [setting]), IMAGES)
 
 
 def test_what_no_classifier_learnt_from_may_be_set(tmp_path: Path, model: str) -> None:
     own = train.first_config("scorer", model=model, recipe=None)
     for setting in ("mode=pyramid", "voter.held_back_fraction=0.3"):
-        assert train._open("scorer", model, with_settings(own, [setting]), IMAGES)
+        assert ledger.open_bundle("scorer", model, with_settings(own, [setting]), IMAGES)
     # Given weights have seen none of these images.
     config = replace(own, classifier=replace(own.classifier, epochs=0, num_members=1))
     bundle = replace(load_bundle(model), uri=str(tmp_path / "given"), config=config)
     save_bundle(bundle)
     for setting in ("localizer.held_back_fraction=0.3", "max_localizer_images=9"):
-        assert train._open("localizer", bundle.uri, with_settings(config, [setting]), IMAGES)
+        assert ledger.open_bundle("localizer", bundle.uri, with_settings(config, [setting]), IMAGES)
 
 
 def fingerprint(stage: str, model: str, *settings: str) -> str:
     config = with_settings(load_bundle(model).config, list(settings))
-    run = TrainingRun(
-        manifest_uri="", split=None, model_uri=model, config=config, held=Held(folder_uri=model)
-    )
-    return train._stage_fingerprint(stage, run, load_bundle(model), IMAGES)
+    return ledger.fingerprint(stage, replace(load_bundle(model), config=config), "images")
 
 
 @pytest.mark.parametrize(
@@ -182,15 +181,13 @@ def test_a_training_that_lost_its_bundle_to_another_writes_nothing_there(
         if taken:
             raise RunConflictError(f"another run took over {held.folder_uri}")
 
-    def fit(training: Any, **options: Any) -> dict[str, Any]:
+    def fit(training: Any, config: FitConfig, progress: Any) -> dict[str, Any]:
         nonlocal taken
         taken = True
         with pytest.raises(RunConflictError):
-            options["may_write"]()
-        trained = {"weights": {}, "tensors": {}, "metrics": {}, "baselines": {}}
-        return {"classifier": {"classifier-0": trained}, "scorer": {"scorer": trained}}.get(
-            stage, trained
-        )
+            config.may_write()
+        name = "classifier-0" if stage == "classifier" else stage
+        return {name: {"tensors": {}, "metrics": {}}}
 
     monkeypatch.setattr(Held, "require", require)
     monkeypatch.setattr(train.on_ray, "fit", fit)
@@ -214,14 +211,12 @@ def test_a_training_that_lost_its_bundle_to_another_writes_nothing_there(
 @pytest.fixture
 def fit_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stages leave empty parts."""
-    trained = {"weights": {}, "tensors": {}, "metrics": {}, "baselines": {}}
-    members = {"classifier": ["classifier-0", "classifier-1"], "scorer": ["scorer"]}
+    members = {"classifier": ["classifier-0", "classifier-1"]}
 
-    def fit(training: Any, stage: str, *_: Any, **options: Any) -> dict[str, Any]:
-        return dict.fromkeys(members[stage], trained) if stage in members else trained
+    def train_nothing(stage: str, *_: Any) -> dict[str, Any]:
+        return {name: {"tensors": {}, "metrics": {}} for name in members.get(stage, [stage])}
 
-    monkeypatch.setattr(train, "_fit", fit)
-    monkeypatch.setattr(train, "_score_images", lambda *_: "scores")
+    monkeypatch.setattr(train, "_train", train_nothing)
 
 
 def train_on(images: Manifest, stage: str, model: str) -> str:
@@ -278,7 +273,9 @@ def test_classifiers_of_another_manifest_may_have_seen_what_is_held_back(model: 
 def test_another_set_of_classes_is_refused(model: str) -> None:
     other = replace(IMAGES, classes=[*CLASSES, ImageClass(id="c", name="c")])
     with pytest.raises(ConfigError, match="2 classes that are not the manifest's 3"):
-        train._open("scorer", model, train.first_config("scorer", model=model, recipe=None), other)
+        ledger.open_bundle(
+            "scorer", model, train.first_config("scorer", model=model, recipe=None), other
+        )
 
 
 def test_a_second_training_in_a_bundle_is_refused(tmp_path: Path, data: str) -> None:

@@ -16,7 +16,13 @@ from cropscore_ray import storage
 from cropscore_ray.clusters import resources
 from cropscore_ray.errors import ConfigError, CropscoreError, DataError, StorageError
 from cropscore_ray.training import on_ray, ray_worker
-from cropscore_ray.training.on_ray import _Ear, _last_checkpoint, _run_to_the_end, scaling_config
+from cropscore_ray.training.on_ray import (
+    FitConfig,
+    _Ear,
+    _last_checkpoint,
+    _run_to_the_end,
+    scaling_config,
+)
 from cropscore_ray.training.ray_worker import _Checkpoints, cores_of_worker
 
 
@@ -109,7 +115,14 @@ def test_silence_is_explained_where_a_cluster_has_no_room(
     clock, heard, kind = [0.0], list[Any](), "GPU" if on_gpu else "CPU"
     monkeypatch.setattr(on_ray.time, "monotonic", lambda: clock[0])
     cluster(gpus=8)
-    ears = [_Ear(lambda *one: heard.append(one), "x", fewest, on_gpu) for fewest in (8, 9)]
+    ears = [
+        _Ear(
+            lambda *event: heard.append(event),
+            FitConfig(name="x", storage_uri="", num_workers=fewest),
+            on_gpu=on_gpu,
+        )
+        for fewest in (8, 9)
+    ]
     for clock[0] in (29.0, 31.0, 60.0):  # told once in 30 s
         for ear in ears:
             ear.hear_nothing()

@@ -82,7 +82,7 @@ def test_classifiers_never_see_what_is_held_back(
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks: list[NetworkTask] = []
-    monkeypatch.setattr(stages, "train_networks", lambda found, worker: tasks.extend(found))
+    monkeypatch.setattr(stages, "train_networks", lambda asked, worker: tasks.extend(asked) or {})
     stages.train_classifiers(run, Worker())
     held_back = uris(shares_of(run).held_back)
     assert len(tasks) == run.config.classifier.num_members
@@ -105,7 +105,7 @@ def test_the_first_members_begin_from_given_weights(
     config = with_settings(run.config, [f"classifier.init={tmp_path}/given.pth"])
     config = replace(config, classifier=replace(config.classifier, init_members=num))
     tasks: list[NetworkTask] = []
-    monkeypatch.setattr(stages, "train_networks", lambda found, worker: tasks.extend(found))
+    monkeypatch.setattr(stages, "train_networks", lambda asked, worker: tasks.extend(asked) or {})
     stages.train_classifiers(replace(run, config=config), Worker())
     weights = [task.make().fc.weight for task in tasks]
     assert [torch.equal(one, given.fc.weight) for one in weights] == expected
@@ -126,7 +126,7 @@ def test_a_scorer_with_an_overlap_head_is_the_classifier_and_the_head(
 
     monkeypatch.setattr(stages, "train_networks", train)
     config = with_settings(run.config, ["scorer.overlap_width=4", f"mode={mode}"])
-    found = stages.train_scorer(replace(run, config=config), Worker())["scorer"]["weights"]
+    found = stages.train_scorer(replace(run, config=config), Worker())["scorer"]["tensors"]
     plain = load_bundle(run.model_uri).tensors("classifier-0")
     expected = {**plain, **{f"overlap.{name}": one for name, one in made.items()}}
     assert found.keys() == expected.keys()
