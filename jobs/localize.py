@@ -66,7 +66,7 @@ def run(
             held=held,
         )
         if run.retry and folder.unreached:
-            folder.update(complete=False)
+            folder.update({"complete": False})
         bulk_run = BulkRun(
             command=command, manifest=manifest, part_images=config.part_images, folder=folder
         )

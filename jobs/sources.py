@@ -97,7 +97,7 @@ def work(
         return
     with listed(run.manifest, run.folder.held, shown):
         show = shown.run(run.command)
-        pipeline.run_parts(run, link, count, workers=workers, progress=show)
+        pipeline.run_parts(run, link, count, workers=workers, show=show)
 
 
 def manifest_of(

@@ -136,7 +136,7 @@ class Way:
     def on_ray(self, out: str) -> float:
         """Do it, or what is left of it, on Ray; return the seconds that it took."""
         folder = self._folder(out)
-        folder.update(complete=False)
+        folder.update({"complete": False})
         scoring = Scoring(
             stage=self.stage, model_uri=self.model_uri, config=self.config, class_map=[0]
         )

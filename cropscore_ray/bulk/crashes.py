@@ -1,15 +1,15 @@
-"""Images that kill the process that works on them: how they are found, and spared others.
+"""Images that kill the process that works on them: which they are, so that they are left out.
 
 A process can die for many reasons, and mostly not for what it works on: a node is taken away,
-memory runs out. So a part that was begun twice in vain is begun a third time with one image
-after the other, and only an image at which that ended twice is to blame.
+memory runs out. So a part that was begun twice in vain is begun a third time image by image, and
+only an image at which that ended twice is to blame.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 
-_TOGETHER = 2  # attempts at a part before its images are taken one by one
-_DEATHS = 2  # at one image, taken alone, before it is to blame
+_TOGETHER = 2  # attempts at a part before its images are taken image by image
+_DEATHS = 2  # at an image, taken alone, before it is to blame
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class Attempt:
     """Images, by image_id, that are to blame and to be left alone."""
 
 
-class Attempts:
-    """What was begun and not ended, for all parts of a run."""
+class Crashes:
+    """Parts that were begun and not ended, and the images at which processes died."""
 
     def __init__(self) -> None:
         self._begun: Counter[int] = Counter()
@@ -30,7 +30,7 @@ class Attempts:
         self._deaths: Counter[int] = Counter()
 
     def begin(self, part: int) -> Attempt:
-        """Note that a part is begun; say how."""
+        """Note that a part is begun; return how to work on it."""
         self._begun[part] += 1
         if part in self._at:
             self._deaths[self._at.pop(part)] += 1

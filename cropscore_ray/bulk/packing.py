@@ -13,7 +13,7 @@ from cropscore_ray.images import archives
 from cropscore_ray.images.archives import Member
 
 PACKED, LEFT = schema.OK, "left_where_it_was"
-_HEADER = 512  # bytes of a tar header; names here are short enough for one
+_HEADER = 512  # bytes of a tar header; names here fit into one
 _LONGEST = 16  # of a file name extension
 
 
@@ -25,20 +25,20 @@ def shards_uri(folder_uri: str) -> str:
 def pack_part(block: pa.Table, run: BulkRun) -> pa.Table:
     """Write a part's archive, and then its rows of the manifest; return a summary of one row.
 
-    An image that could not be had keeps the URI that it had, and will have a status when it is
-    localized. A class stands beside its image as a file `.cls`, as in WebDataset.
+    An image that cannot be read keeps its old URI, and gets a status when it is localized. A
+    class stands beside its image as a file `.cls`, as in WebDataset.
     """
     number, table = from_row(block)
     archive_uri = storage.join(shards_uri(run.folder.uri), f"shard-{number:07d}.tar")
     rows = table.to_pylist()
     archive, reached = io.BytesIO(), True
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for some, fetched in with_images(rows):
-            for row, one in zip(some, fetched, strict=True):
-                if isinstance(one, bytes):
-                    row["image_uri"] = _add(tar, archive_uri, row, one, run)
+        for group, fetched in with_images(rows):
+            for row, image in zip(group, fetched, strict=True):
+                if isinstance(image, bytes):
+                    row["image_uri"] = _add(tar, archive_uri, row, image, run)
                 else:
-                    reached &= one.status not in schema.UNREACHED
+                    reached &= image.status not in schema.UNREACHED
 
     def write() -> None:
         run.folder.held.require()

@@ -1,4 +1,4 @@
-"""How a run's images are cut into parts: how many each part has.
+"""How many images each part of a run has.
 
 A part costs the command that runs some kilobytes to the run's end, a twentieth of a second, and a
 file; what a lost worker does again is a part or two. So parts are small as long as they are few,
@@ -8,7 +8,7 @@ and grow with the run.
 from collections.abc import Iterator, Set
 from itertools import count, repeat
 
-# Whoever changes these changes the parts of runs that are not complete.
+# A change of these changes the parts of runs that are not complete.
 SMALLEST, LARGEST = 64, 256
 _PARTS_OF_A_SIZE = 1024
 
@@ -47,9 +47,9 @@ def num_parts(part_images: int | None, num_images: int) -> int:
 
 def images_in(parts: Set[int], part_images: int | None, num_images: int | None) -> int:
     """Return how many images some parts have; the last part counts as full if None is known."""
-    first, found = 0, 0
+    first, num_images_in = 0, 0
     for number, size in zip(range(max(parts, default=-1) + 1), sizes(part_images), strict=False):
         end = first + size if num_images is None else min(first + size, num_images)
-        found += (end - first) * (number in parts)
+        num_images_in += (end - first) * (number in parts)
         first += size
-    return found
+    return num_images_in

@@ -46,7 +46,7 @@ class BulkRun:
     command: str
     manifest: StoredManifest | GrowingManifest
     part_images: int | None
-    """As `cut.sizes` takes it."""
+    """As `part_sizes.sizes` takes it."""
     folder: RunFolder
 
     def parts(self) -> Iterator[pa.Table]:
@@ -85,18 +85,18 @@ def plan_parts(_: pa.Table, run: BulkRun, done: frozenset[int]) -> Iterator[pa.T
 
 def _parts(run: BulkRun) -> Iterator[pa.Table]:
     """Yield each part's rows; where the store was away, the manifest is read once more."""
-    parts, num_found = run.parts(), 0
+    parts, num_read = run.parts(), 0
 
     def next_part() -> pa.Table | None:
         nonlocal parts
         try:
             return next(parts, None)
         except (StorageError, OSError):
-            parts = islice(run.parts(), num_found, None)
+            parts = islice(run.parts(), num_read, None)
             raise
 
     while (rows := storage.persistently(run.manifest.uri, next_part)) is not None:
-        num_found += 1
+        num_read += 1
         yield rows
 
 
@@ -109,10 +109,10 @@ def fetch_part(block: pa.Table) -> pa.Table:
     rows = table.to_pylist()
     fetched = fetch.fetch_group([row["image_uri"] for row in rows])
     _require_an_answer(number, fetched, rows)
-    for row, one in zip_longest(rows, fetched):
-        error = one if isinstance(one, ImageError) else None
+    for row, image in zip_longest(rows, fetched):
+        error = image if isinstance(image, ImageError) else None
         row |= {
-            "data": None if error else one,
+            "data": None if error else image,
             "fetch_status": error.status if error else None,
             "fetch_error": str(error) if error else None,
         }
@@ -125,10 +125,10 @@ def with_images(rows: list[Row]) -> Iterator[Group]:
     First those that travelled with it, then those that were too much for that, each group
     fetched while that before is in use.
     """
-    travelled = [one for one in map(_travelled, rows) if one is not None]
+    travelled = [image for image in map(_travelled, rows) if image is not None]
     for fetched in fetch.fetch_ahead([row["image_uri"] for row in rows], travelled):
-        some, rows = rows[: len(fetched)], rows[len(fetched) :]
-        yield some, fetched
+        group, rows = rows[: len(fetched)], rows[len(fetched) :]
+        yield group, fetched
 
 
 def _travelled(row: Row) -> Fetched | None:
@@ -143,8 +143,8 @@ def _require_an_answer(number: int, fetched: list[Fetched], rows: list[Row]) -> 
 
     That is no image's fault. Where it goes away later, the others are rows, to be done again.
     """
-    for row, one in zip(rows, fetched, strict=False):
-        answered = not isinstance(one, ImageError) or one.status not in schema.UNREACHED
+    for row, image in zip(rows, fetched, strict=False):
+        answered = not isinstance(image, ImageError) or image.status not in schema.UNREACHED
         if answered or not storage.is_remote(row["image_uri"]):
             return
     raise StorageError(f"no image of part {number} could be had; the first: {fetched[0]!s}")
@@ -154,9 +154,9 @@ def images_by_status(rows: pa.Table) -> dict[str, int]:
     """Count the images of a table's rows, an image once, by its status."""
     images = rows.group_by("image_id").aggregate([("status", "min")])
     counts = pc.value_counts(images["status_min"]).to_pylist()
-    return {one["values"]: one["counts"] for one in counts}
+    return {count["values"]: count["counts"] for count in counts}
 
 
 def summary(rows: pa.Table, by_status: dict[str, int]) -> pa.Table:
-    """Return what the command that runs is told of a part that is written, as one row."""
+    """Return what the run's command is to know of a part that is written, as one row."""
     return pa.table({"rows": [len(rows)], "by_status": [json.dumps(by_status)]})

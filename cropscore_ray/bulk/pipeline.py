@@ -23,10 +23,10 @@ from ray.exceptions import RayError
 
 from cropscore_ray import storage
 from cropscore_ray.bulk import part_sizes
-from cropscore_ray.bulk.crashes import Attempts
+from cropscore_ray.bulk.crashes import Crashes
 from cropscore_ray.bulk.packing import pack_part
 from cropscore_ray.bulk.parts import BulkRun, fetch_part, images_by_status, plan_parts
-from cropscore_ray.bulk.run_progress import Tally
+from cropscore_ray.bulk.run_progress import RunProgress
 from cropscore_ray.bulk.score_actor import CALLS_AT_ONCE, Scoring, StageActor
 from cropscore_ray.bulk.telemetry import RunTelemetry
 from cropscore_ray.bulk.workers import Pool, pool
@@ -60,13 +60,13 @@ SCORED = Count(columns=["image_id", "status"], by_status=images_by_status)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Todo:
-    """What is left of a run, who works on it, and whom they tell how it goes."""
+    """What is left of a run, the workers, and the queue of their reports."""
 
     run: BulkRun
     done: frozenset[int]
     """Numbers of the parts that are written."""
     num_left: int | None
-    """Parts to be done; None while nobody knows."""
+    """Parts to be done; None while that is not known."""
     pool: Pool
     queue: Handle
 
@@ -81,7 +81,7 @@ def run_parts(
     count: Count,
     *,
     workers: WorkerConfig | None = None,
-    progress: Callable[[Snapshot], None] | None = None,
+    show: Callable[[Snapshot], None] | None = None,
 ) -> None:
     """Do every part of a run that is not done yet, and keep its run.json.
 
@@ -90,7 +90,7 @@ def run_parts(
         link: what is done with a part that is fetched.
         count: how what earlier starts wrote is counted.
         workers: how many processes, and what each takes.
-        progress: told as images are scored and parts are written.
+        show: called as images are scored and parts are written.
 
     Raises:
         CropscoreError: a worker failed; what is written stays, the same command goes on.
@@ -102,28 +102,28 @@ def run_parts(
         num_parts = part_sizes.num_parts(run.part_images, num_images)
         done = frozenset(number for number in done if number < num_parts)
         num_left = num_parts - len(done)
-    tally = Tally(
+    progress = RunProgress(
         folder=run.folder,
         ask_num_images=lambda: run.manifest.num_images,
         num_before=part_sizes.images_in(done, run.part_images, num_images),
-        shows=[progress] if progress else [],
+        shows=[show] if show else [],
     )
     uncounted = [run.folder.part_uri(number) for number in done]
-    # A daemon: whatever ends the run need not wait for it.
-    beside = threading.Thread(target=_try_to_count, args=(uncounted, count, tally), daemon=True)
+    # A daemon: the end of the run need not wait for it.
+    beside = threading.Thread(target=_try_to_count, args=(uncounted, count, progress), daemon=True)
     beside.start()
-    with tally.kept():
+    with progress.kept():
         try:
             if num_left != 0:
-                _do_parts(run, link, done, num_left, workers or WorkerConfig(), tally)
+                _do_parts(run, link, done, num_left, workers or WorkerConfig(), progress)
         except RayError as error:
             raise CropscoreError(
                 f"{run.command} into {run.folder.uri} failed: {events.innermost(error)}",
                 hint="what is written stays; the same command goes on from there",
             ) from error
         beside.join()
-    _complete(run, uncounted, count, tally)
-    logger.info("%s: %.2f images/s", run.command, tally.rate())
+    _complete(run, uncounted, count, progress)
+    logger.info("%s: %.2f images/s", run.command, progress.rate())
 
 
 def _do_parts(
@@ -132,16 +132,16 @@ def _do_parts(
     done: frozenset[int],
     num_left: int | None,
     workers: WorkerConfig,
-    tally: Tally,
+    progress: RunProgress,
 ) -> None:
     session.connect()
-    tally.shows.append(RunTelemetry(run.folder.uri).show)
-    with events.queue(tally.worked, tally.tick) as queue, warnings.catch_warnings():
+    progress.shows.append(RunTelemetry(run.folder.uri).show)
+    with events.queue(progress.worked, progress.tick) as queue, warnings.catch_warnings():
         # Ray says so where a folder, whose size nobody knows yet, is a single part.
         warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
         todo = Todo(run=run, done=done, num_left=num_left, pool=pool(workers), queue=queue)
         for summary in link(_fetched_parts(todo), todo).iter_rows():
-            tally.wrote(json.loads(summary["by_status"]), summary["rows"])
+            progress.wrote(json.loads(summary["by_status"]), summary["rows"])
 
 
 def _fetched_parts(todo: Todo) -> ray.data.Dataset:
@@ -168,8 +168,8 @@ def _fetched_parts(todo: Todo) -> ray.data.Dataset:
 
 def scored(scoring: Scoring, fetched: ray.data.Dataset, todo: Todo) -> ray.data.Dataset:
     """Add what actors with the model do with the images."""
-    attempts = ray.remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-    most, told = todo.pool.most, (todo.queue, attempts.remote())
+    crashes = ray.remote(Crashes).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+    most, told = todo.pool.most, (todo.queue, crashes.remote())
     return fetched.map_batches(
         StageActor,
         fn_constructor_args=(scoring, todo.run.folder, todo.pool, *told),
@@ -193,34 +193,34 @@ def packed(fetched: ray.data.Dataset, todo: Todo) -> ray.data.Dataset:
     )
 
 
-def _try_to_count(uncounted: list[str], count: Count, tally: Tally) -> None:
+def _try_to_count(uncounted: list[str], count: Count, progress: RunProgress) -> None:
     """Count beside the work; what cannot be read now is left for the end."""
     with suppress(Exception):
-        _count(uncounted, count, tally)
+        _count(uncounted, count, progress)
 
 
-def _count(uncounted: list[str], count: Count, tally: Tally) -> None:
+def _count(uncounted: list[str], count: Count, progress: RunProgress) -> None:
     """Count the images of parts that earlier starts wrote, and take what is counted off the list.
 
     Raises:
         StorageError: a part cannot be read, nor after a while.
     """
     while uncounted:
-        some = uncounted[-_COUNTED_AT_ONCE:]
-        read = partial(_read, some, count.columns)
-        for rows in storage.persistently(some[0], read):
-            tally.wrote(count.by_status(rows), len(rows), before=True)
-        del uncounted[-len(some) :]
+        files = uncounted[-_COUNTED_AT_ONCE:]
+        read = partial(_read, files, count.columns)
+        for rows in storage.persistently(files[0], read):
+            progress.wrote(count.by_status(rows), len(rows), before=True)
+        del uncounted[-len(files) :]
 
 
 def _read(files: list[str], columns: list[str]) -> list[pa.Table]:
     return list(storage.read_files(files, columns))
 
 
-def _complete(run: BulkRun, uncounted: list[str], count: Count, tally: Tally) -> None:
-    """Say in run.json that the run is complete, once that was seen."""
+def _complete(run: BulkRun, uncounted: list[str], count: Count, progress: RunProgress) -> None:
+    """Check that the run is complete, and say so in run.json."""
     try:
-        _count(uncounted, count, tally)
+        _count(uncounted, count, progress)
     except StorageError as error:
         raise StorageError(
             f"all parts are written, but some could not be counted: {error}",
@@ -228,10 +228,8 @@ def _complete(run: BulkRun, uncounted: list[str], count: Count, tally: Tally) ->
         ) from error
     num_images = storage.persistently(run.manifest.uri, lambda: run.manifest.num_images)
     assert num_images is not None, "all parts are done, so all images were listed"
-    num_parts, num_counted = (
-        part_sizes.num_parts(run.part_images, num_images),
-        tally.by_status.total(),
-    )
+    num_parts = part_sizes.num_parts(run.part_images, num_images)
+    num_counted = progress.by_status.total()
     written = storage.persistently(run.folder.uri, run.folder.written_parts)
     num_written = sum(number < num_parts for number in written)
     if (num_written, num_counted) != (num_parts, num_images):
@@ -240,4 +238,4 @@ def _complete(run: BulkRun, uncounted: list[str], count: Count, tally: Tally) ->
             f"not of {num_images} in {num_parts}",
             hint="if files were taken away, the same command makes them again",
         )
-    tally.complete()
+    progress.complete()

@@ -38,7 +38,7 @@ class Work:
 
     num_images: int
     part_images: int | None = None
-    """As `cut.sizes` takes it."""
+    """As `part_sizes.sizes` takes it."""
     images_per_read: float = 1.0
     """1 for files; more where images lie side by side in archives."""
     rows_per_image: int = 6
@@ -140,9 +140,9 @@ def measured_rate(file: str, mode: str) -> float:
     Raises:
         DataError: the file is something else.
     """
-    found = storage.read_json(storage.absolute_uri(file))
+    printed = storage.read_json(storage.absolute_uri(file))
     try:
-        rates = {row["name"]: row["median"] for row in found["rows"]}
+        rates = {row["name"]: row["median"] for row in printed["rows"]}
         return float(rates[mode])
     except (KeyError, TypeError) as error:
         raise DataError(
@@ -151,15 +151,15 @@ def measured_rate(file: str, mode: str) -> float:
         ) from error
 
 
-def render(found: dict[str, Any]) -> Table:
+def render(planned: dict[str, Any]) -> Table:
     """Return a plan as a table for people."""
-    cluster, losses, cost = found["cluster"], found["with_losses"], found["cost"]
+    cluster, losses, cost = planned["cluster"], planned["with_losses"], planned["cost"]
     workers = cluster["num_workers"]
     lines = [
-        ("images", f"{found['work']['num_images']:,}"),
+        ("images", f"{planned['work']['num_images']:,}"),
         ("workers", f"{workers:,}, {cluster['images_per_s']:,.4g} images/s each"),
-        ("", f"({found['rate_source']})"),
-        ("hours", f"{found['hours']:,.2f} undisturbed"),
+        ("", f"({planned['rate_source']})"),
+        ("hours", f"{planned['hours']:,.2f} undisturbed"),
     ]
     if losses["losses"]:
         lines += [
@@ -169,8 +169,8 @@ def render(found: dict[str, Any]) -> Table:
     lines.append(("worker hours", f"{losses['worker_hours']:,.1f}"))
     if cost["workers"] is not None:
         lines.append(("workers' cost", f"{cost['workers']:,.2f}"))
-    gets, puts = found["requests"]["gets"], found["requests"]["puts"]
-    result = found["result"]
+    gets, puts = planned["requests"]["gets"], planned["requests"]["puts"]
+    result = planned["result"]
     lines += [
         ("requests", f"{gets:,.0f} reads, {puts:,} writes: {cost['requests']:,.2f} $ on S3"),
         ("result", f"{result['files']:,} files, {result['bytes'] / 1e9:,.2f} GB"),

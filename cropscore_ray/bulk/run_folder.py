@@ -6,6 +6,7 @@ twice leaves one file: no row is lost or doubled, whatever was killed.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -69,7 +70,7 @@ class RunFolder:
 
         storage.persistently(self.uri, write)
 
-    def update(self, **fields: Any) -> None:
+    def update(self, fields: Mapping[str, Any]) -> None:
         """Change fields of run.json, atomically; RunConflictError as `write_part`."""
         self.held.require()
         self.record.update(fields)
@@ -142,11 +143,11 @@ def open_run(
         RunConflictError: the folder holds another run, or files that are no run.
     """
     held = held or Held(folder_uri=uri)
-    found = read_record(uri)
-    if found is not None:
-        _require_same(found.get("identity", {}), identity, uri)
+    record = read_record(uri)
+    if record is not None:
+        _require_same(record.get("identity", {}), identity, uri)
         unreached = frozenset(_numbers(storage.join(uri, _UNREACHED)))
-        return RunFolder(uri=uri, table=table, record=found, held=held, unreached=unreached)
+        return RunFolder(uri=uri, table=table, record=record, held=held, unreached=unreached)
     if storage.list_files(storage.join(uri, table)):
         raise RunConflictError(
             f"{uri} has a {table} folder but no run.json, so it belongs to nobody known",
@@ -161,14 +162,14 @@ def open_run(
         "times": {"started_at": now(), "finished_at": None, "wall_s": 0.0},
     }
     run = RunFolder(uri=uri, table=table, record=record, held=held, unreached=frozenset())
-    run.update()
+    run.update({})
     return run
 
 
-def _require_same(found: dict[str, Any], wanted: dict[str, Any], uri: str) -> None:
+def _require_same(there: dict[str, Any], wanted: dict[str, Any], uri: str) -> None:
     differences = [
         f"{name}: {json.dumps(old)} there, {json.dumps(new)} now"
-        for name, old, new in _differences(found, wanted, "")
+        for name, old, new in _differences(there, wanted, "")
     ]
     if differences:
         raise RunConflictError(
@@ -179,9 +180,9 @@ def _require_same(found: dict[str, Any], wanted: dict[str, Any], uri: str) -> No
 
 def _differences(old: Any, new: Any, name: str) -> list[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
-        found = []
+        differences = []
         for key in sorted({*old, *new}):
             inner = f"{name}.{key}" if name else key
-            found += _differences(old.get(key), new.get(key), inner)
-        return found
+            differences += _differences(old.get(key), new.get(key), inner)
+        return differences
     return [] if old == new else [(name, old, new)]

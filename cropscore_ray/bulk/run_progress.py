@@ -1,4 +1,4 @@
-"""How a bulk run goes: told by its workers, shown to people, and kept in its run.json."""
+"""How far a bulk run is: messages of its workers become lines of progress and run.json."""
 
 import math
 import threading
@@ -22,20 +22,20 @@ _BUSY_S = 30.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What a worker tells now and then."""
+    """What a worker has done since its last message."""
 
     worker: str
     num_images: int
     busy_s: float
-    """Seconds that it worked on images since it told last."""
+    """Seconds of work on images."""
     idle_s: float
-    """Seconds that it waited for them."""
+    """Seconds of waiting for images."""
     gpu_use: float | None = None
-    """Share of the last moment that its GPU was at work; None if none says so."""
+    """Share of the last moment that its GPU was at work; None if that is not known."""
 
 
 @dataclass
-class Tally:
+class RunProgress:
     """Counts images: as workers score them, and by status when their part is written."""
 
     folder: RunFolder
@@ -56,36 +56,36 @@ class Tally:
     _wall_s_before: float = field(init=False)
     _work: list[tuple[float, Work]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _keeps_one: threading.Lock = field(default_factory=threading.Lock)
+    _keeping: threading.Lock = field(default_factory=threading.Lock)
     """Held while run.json is written, which lasts where the store is away; nothing else waits."""
 
     def __post_init__(self) -> None:
         self._wall_s_before = self.folder.record["times"]["wall_s"]
 
     def worked(self, work: Work) -> None:
-        """Take in what a worker tells."""
+        """Count what a worker has done."""
         with self._lock:
             self._num_scored += work.num_images
             self._work.append((time.monotonic(), work))
-            self._tell()
+            self._show()
 
     def tick(self) -> None:
-        """Tell of what is unchanged: that there is no worker yet, or none any more."""
+        """Show what is unchanged: that there is no worker yet, or none any more."""
         with self._lock:
-            self._tell()
+            self._show()
 
     def wrote(self, by_status: dict[str, int], num_rows: int, *, before: bool = False) -> None:
-        """Take in a part that is written, or was `before` this start."""
+        """Count a part that is written, or was `before` this start."""
         with self._lock:
             self.by_status.update(by_status)
             self.num_rows += num_rows
             if not before:
                 self._num_written += sum(by_status.values())
-            self._tell()
+            self._show()
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Bring run.json up to date every ten seconds while the block runs, and at its end.
+        """Update run.json every ten seconds while the block runs, and at its end.
 
         Raises:
             RunConflictError: at the end, if another run took the folder over.
@@ -105,16 +105,16 @@ class Tally:
             self._keep()
 
     def _keep(self) -> None:
-        with self._keeps_one, suppress(StorageError):  # the next time, or at the end
-            self.folder.update(**self._facts())
+        with self._keeping, suppress(StorageError):  # the next time, or at the end
+            self.folder.update(self._facts())
 
     def complete(self) -> None:
         """Write run.json for the last time."""
         facts = self._facts()
         facts["times"]["finished_at"] = run_folder.now()
-        with self._keeps_one:
+        with self._keeping:
             storage.persistently(
-                self.folder.uri, lambda: self.folder.update(**facts, complete=True)
+                self.folder.uri, lambda: self.folder.update({**facts, "complete": True})
             )
 
     def rate(self) -> float:
@@ -122,7 +122,7 @@ class Tally:
         return self._num_written / max(time.monotonic() - self._began_s, 1e-9)
 
     def _facts(self) -> dict[str, dict[str, object]]:
-        """Return what run.json says of written parts, and of time."""
+        """Return the counts and times of run.json."""
         wall_s = self._wall_s_before + time.monotonic() - self._began_s
         with self._lock:
             counts = {
@@ -135,7 +135,7 @@ class Tally:
             "times": {**self.folder.record["times"], "wall_s": round(wall_s, 3)},
         }
 
-    def _tell(self) -> None:
+    def _show(self) -> None:
         """Show how far the run is, now and then, and its end."""
         is_end = self.num_before + self._num_written == self._num_images
         if self.shows and (is_end or time.monotonic() - self._shown_s > _SHOW_S):
@@ -147,7 +147,7 @@ class Tally:
     def snapshot(self) -> Snapshot:
         """Return how far the run is."""
         since_s = time.monotonic() - _BUSY_S
-        self._work = [one for one in self._work if one[0] > since_s]
+        self._work = [(told_s, work) for told_s, work in self._work if told_s > since_s]
         # A part that is done twice is scored twice; only what is written can be the end.
         num_images, ahead = self._known_images(), self._num_scored
         if num_images is not None:
@@ -162,7 +162,7 @@ class Tally:
         )
 
     def _known_images(self) -> int | None:
-        """Return how many there are, asked for now and then while nobody knows."""
+        """Return how many images there are; while that is not known, ask now and then."""
         if self._num_images is None and time.monotonic() - self._asked_s > _ASK_S:
             self._asked_s = time.monotonic()
             with suppress(StorageError):
@@ -176,6 +176,6 @@ class Tally:
         return busy_s / (busy_s + idle_s) if busy_s + idle_s else None
 
     def _gpu_use(self) -> float | None:
-        """Return the mean of what GPUs said lately."""
-        found = [work.gpu_use for _, work in self._work if work.gpu_use is not None]
-        return sum(found) / len(found) if found else None
+        """Return the mean use of the workers' GPUs lately."""
+        shares = [work.gpu_use for _, work in self._work if work.gpu_use is not None]
+        return sum(shares) / len(shares) if shares else None

@@ -65,12 +65,12 @@ class StageActor:
         folder: RunFolder,
         pool: Pool,
         queue: Handle,
-        attempts: Handle,
+        crashes: Handle,
     ) -> None:
         import torch
 
         self.folder = folder
-        self.attempts = attempts
+        self.crashes = crashes
         device, gpu_uuid = torch.device("cpu"), None
         if pool.num_gpus and torch.cuda.is_available():  # Ray hides no GPU from who wants none
             device = torch.device("cuda")
@@ -83,14 +83,14 @@ class StageActor:
         bundle = storage.persistently(scoring.model_uri, lambda: load_bundle(scoring.model_uri))
         self.stage = scoring.stage(bundle, scoring.config, device)
         self.class_map = scoring.class_map
-        self.scores_one = threading.Lock()
-        self.told_s = time.monotonic()
-        self.waited_s = 0.0  # for images, since then
+        self.scoring = threading.Lock()
+        self.reported_s = time.monotonic()
+        self.waited_s = 0.0  # for images, since the last report
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Score a fetched part and write its file; return its summary."""
         number, table = from_row(block)
-        with self.scores_one:
+        with self.scoring:
             rows = self._score(number, table.to_pylist())
         by_status = images_by_status(rows)
         reached = not schema.UNREACHED & by_status.keys()
@@ -100,17 +100,17 @@ class StageActor:
 
     def _score(self, number: int, rows: list[Row]) -> pa.Table:
         """Return the part's rows of the run's table."""
-        self._tell(0, busy=False)
+        self._report(0, busy=False)
         for row in rows:
             index = row["class_index"]
             row["class_index"] = None if index is None else self.class_map[index]
-        attempt: Attempt = events.ask(self.attempts.begin, number)
-        found = None if attempt.one_by_one else self._together(rows, attempt)
-        if found is None:
-            found = list(self._counted(self._one_by_one(number, rows, attempt), len(rows)))
-        events.ask(self.attempts.end, number)
-        table = schema.rows_to_table(found, self.stage.schema)
-        self._tell(0, busy=True)
+        attempt: Attempt = events.ask(self.crashes.begin, number)
+        made = None if attempt.one_by_one else self._together(rows, attempt)
+        if made is None:
+            made = list(self._counted(self._one_by_one(number, rows, attempt), len(rows)))
+        events.ask(self.crashes.end, number)
+        table = schema.rows_to_table(made, self.stage.schema)
+        self._report(0, busy=True)
         return table
 
     def _together(self, rows: list[Row], attempt: Attempt) -> list[Row] | None:
@@ -118,7 +118,7 @@ class StageActor:
         from cropscore_ray.models.inference import is_out_of_memory
 
         try:
-            groups = (self.stage.by_image(*some) for some in self._groups(rows, attempt))
+            groups = (self.stage.by_image(*group) for group in self._groups(rows, attempt))
             return list(self._counted(chain.from_iterable(groups), len(rows)))
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -127,21 +127,21 @@ class StageActor:
             return None
 
     def _one_by_one(self, number: int, rows: list[Row], attempt: Attempt) -> Iterator[list[Row]]:
-        """Yield each image's rows, after telling that it is next: it may be the last thing told."""
-        for some, fetched in self._groups(rows, attempt):
-            for row, one in zip(some, fetched, strict=True):
-                events.ask(self.attempts.at, number, row["image_id"])
-                yield from self.stage.by_image([row], [one])
-            events.ask(self.attempts.at, number, None)  # while the next group is waited for
+        """Yield each image's rows; before each, say that it is next: the process may die at it."""
+        for group, fetched in self._groups(rows, attempt):
+            for row, image in zip(group, fetched, strict=True):
+                events.ask(self.crashes.at, number, row["image_id"])
+                yield from self.stage.by_image([row], [image])
+            events.ask(self.crashes.at, number, None)  # while the next group is waited for
 
     def _groups(self, rows: list[Row], attempt: Attempt) -> Iterator[Group]:
         """Yield rows and their images, but for images at which processes died."""
-        for some, fetched in self._waited_for(with_images(rows)):
-            for i, row in enumerate(some):
+        for group, fetched in self._waited_for(with_images(rows)):
+            for i, row in enumerate(group):
                 if row["image_id"] in attempt.crashed:
                     reason = f"{row['image_uri']}: its process died at it, twice"
                     fetched[i] = ImageError("crashed", reason)
-            yield some, fetched
+            yield group, fetched
 
     def _waited_for(self, groups: Iterator[Group]) -> Iterator[Group]:
         """Yield the groups, and note how long each is waited for."""
@@ -154,16 +154,16 @@ class StageActor:
             yield group
 
     def _counted(self, images: Iterator[list[Row]], num_images: int) -> Iterator[Row]:
-        """Yield the rows of the images, and tell now and then how many images they are."""
-        told = 0
+        """Yield the rows of the images, and report now and then how many images they are."""
+        reported = 0
         for number, rows in enumerate(images, 1):
             yield from rows
-            if number == num_images or time.monotonic() - self.told_s > _PROGRESS_S:
-                self._tell(number - told, busy=True)
-                told = number
+            if number == num_images or time.monotonic() - self.reported_s > _PROGRESS_S:
+                self._report(number - reported, busy=True)
+                reported = number
 
-    def _tell(self, num_images: int, *, busy: bool) -> None:
-        """Tell of images and of the time since it was told of any."""
-        since_s, self.told_s = time.monotonic() - self.told_s, time.monotonic()
+    def _report(self, num_images: int, *, busy: bool) -> None:
+        """Report images, and the time since the last report."""
+        since_s, self.reported_s = time.monotonic() - self.reported_s, time.monotonic()
         idle_s, self.waited_s = self.waited_s if busy else since_s, 0.0
         self.telemetry.worked(num_images, busy_s=since_s - idle_s, idle_s=idle_s)

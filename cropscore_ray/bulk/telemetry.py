@@ -1,4 +1,4 @@
-"""What a worker tells of its work: to the command that runs, and to Prometheus.
+"""Figures of a worker's work: for the command that runs, and for Prometheus.
 
 Ray serves the metrics of all its processes on each node, with `ray_` before their names and
 `_total` after those of counters; cluster/grafana/cropscore.json draws them.
@@ -14,7 +14,7 @@ from cropscore_ray.progress import Snapshot
 
 
 def gpu_use(uuid: str) -> float | None:
-    """Return the share of the last moment that a GPU was at work; None if nobody can tell.
+    """Return the share of the last moment that a GPU was at work; None if that is not known.
 
     PyTorch needs a package for that which it does not bring; Ray brings it for its own metrics.
     """
@@ -27,7 +27,7 @@ def gpu_use(uuid: str) -> float | None:
 
 
 class WorkerTelemetry:
-    """One worker's, and its GPU's, of which torch tells the UUID."""
+    """A worker's figures, and those of its GPU, named by torch's UUID."""
 
     def __init__(self, queue: Handle, run: str, gpu_uuid: str | None = None) -> None:
         self._queue = queue
@@ -39,7 +39,7 @@ class WorkerTelemetry:
         self._idle = Counter("cropscore_idle_seconds", "Time of waiting for images.", ("run",))
 
     def worked(self, num_images: int, *, busy_s: float, idle_s: float) -> None:
-        """Tell of images that are scored, and of the time since the last ones."""
+        """Report images that are scored, and the time since the last report."""
         work = Work(
             worker=self._worker,
             num_images=num_images,
@@ -53,13 +53,13 @@ class WorkerTelemetry:
                 counter.inc(seconds, self._tags)
 
     def did(self, by_status: dict[str, int]) -> None:
-        """Tell of a part's images, by status."""
+        """Count a part's images, by status."""
         for status, number in by_status.items():
             self._images.inc(number, self._tags | {"status": status})
 
 
 class RunTelemetry:
-    """A whole run's, from the command that runs it."""
+    """A whole run's figures, from the command that runs it."""
 
     def __init__(self, run: str) -> None:
         self._tags = {"run": run}
@@ -68,7 +68,7 @@ class RunTelemetry:
         self._workers = Gauge("cropscore_run_workers", "Processes at work on them.", ("run",))
 
     def show(self, snapshot: Snapshot) -> None:
-        """Tell how far the run is."""
+        """Report how far the run is."""
         if snapshot.num_images is not None:
             self._images.set(snapshot.num_images, self._tags)
         self._done.set(snapshot.num_done, self._tags)

@@ -27,7 +27,7 @@ CAM_THRESHOLDS = np.round(np.arange(0.05, 0.951, 0.05), 2)
 _COARSE_STEP = 0.1
 _FINE_STEPS = (0.05, 0.02, 0.01)
 _NUM_STARTS = 3
-_CHUNK = 2_000_000  # candidate times box pairs held at a time: about 100 MB
+_CHUNK = 2_000_000  # pairs of a candidate and a box in memory together: about 100 MB
 
 
 def fit_constant_box(gt_boxes_unit: Sequence[ArrayLike]) -> Floats:
@@ -52,8 +52,8 @@ def fit_constant_box(gt_boxes_unit: Sequence[ArrayLike]) -> Floats:
     coarse_C4 = _coarse_candidates()
     errors_C = _miss_rates(coarse_C4, boxes_G4, starts_N)
     starts = np.argsort(errors_C, kind="stable")[:_NUM_STARTS]
-    found = [_descend(coarse_C4[i], errors_C[i], boxes_G4, starts_N) for i in starts]
-    return min(found, key=lambda box_error: box_error[1])[0]
+    optima = [_descend(coarse_C4[i], errors_C[i], boxes_G4, starts_N) for i in starts]
+    return min(optima, key=lambda box_error: box_error[1])[0]
 
 
 def cam_box(map_HW: ArrayLike, threshold: float) -> Floats:
@@ -61,8 +61,8 @@ def cam_box(map_HW: ArrayLike, threshold: float) -> Floats:
 
     The map is enlarged to 56 x 56 (bilinear, values at pixel centres), scaled to its own
     minimum and maximum, and cut: pixels at or above the threshold count. Regions touch by
-    sides or corners; of equally large ones the first from the top wins. A constant map, or one
-    that is not finite, says nothing: the whole image.
+    sides or corners; of equally large ones the first from the top wins. A constant map, or a map
+    that is not finite, gives the whole image.
 
     Args:
         map_HW: Class evidence by place, any scale.
@@ -85,12 +85,12 @@ def fit_cam_threshold(maps_NHW: ArrayLike, gt_boxes_unit: Sequence[ArrayLike]) -
         ValueError: No image has a box, or maps and boxes differ in number.
     """
     pairs = list(zip(np.asarray(maps_NHW, np.float64), gt_boxes_unit, strict=True))
-    boxed = [(one, np.asarray(gt, np.float64)) for one, gt in pairs if len(np.asarray(gt))]
+    boxed = [(map_HW, np.asarray(gt, np.float64)) for map_HW, gt in pairs if len(np.asarray(gt))]
     if not boxed:
         raise ValueError("no image has a true box")
     misses_T = np.zeros(len(CAM_THRESHOLDS))
-    for one, gt_M4 in _thinned(boxed, MAX_CAM_IMAGES):
-        scaled = _scaled(_enlarged(one))
+    for map_HW, gt_M4 in _thinned(boxed, MAX_CAM_IMAGES):
+        scaled = _scaled(_enlarged(map_HW))
         boxes_T4 = np.stack([_largest_region(scaled >= t) for t in CAM_THRESHOLDS])
         misses_T += geometry.iou(boxes_T4, gt_M4).max(axis=1) < geometry.IOU_THRESHOLD
     return float(CAM_THRESHOLDS[np.argmin(misses_T)])

@@ -7,7 +7,7 @@ do not match model.json is refused.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -20,7 +20,7 @@ from cropscore_ray.errors import ConfigError, ModelError
 from cropscore_ray.grid import CELLS, NUM_SQUARES
 from cropscore_ray.schema import ImageClass
 
-# Who only reads model.json, as a bulk run's command does, does not wait for PyTorch.
+# What only reads model.json, as a bulk run's command does, does not wait for PyTorch.
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -75,7 +75,7 @@ class Bundle:
             "network": to_identity(self.config.network),
             "preprocess": to_identity(self.config.preprocess),
             "normalization": self.config.localizer.normalization if LOCALIZER in self.parts else "",
-            "classes": [asdict(one) for one in self.classes],
+            "classes": [asdict(image_class) for image_class in self.classes],
             "parts": {name: part["sha256"] for name, part in sorted(self.parts.items())},
             "baselines": self.baselines,
         }
@@ -131,7 +131,7 @@ def _model_json(uri: str) -> str:
 
 
 def is_bundle(uri: str) -> bool:
-    """Tell whether a model.json is there."""
+    """Return whether a model.json is there."""
     return storage.exists(_model_json(uri))
 
 
@@ -144,14 +144,14 @@ def load_bundle(uri: str) -> Bundle:
             hint="a bundle is a folder with model.json; `cropscore train` makes one",
         )
     values = storage.read_json(_model_json(uri))
-    found = values.get("format") if isinstance(values, dict) else None
-    if found != FORMAT:
-        raise ModelError(f"{uri} has bundle format {found!r}; this version reads {FORMAT}")
+    version = values.get("format") if isinstance(values, dict) else None
+    if version != FORMAT:
+        raise ModelError(f"{uri} has bundle format {version!r}; this version reads {FORMAT}")
     try:
         return Bundle(
             uri=uri,
             config=from_dict(TrainConfig, values["config"]),
-            classes=[ImageClass(**one) for one in values["classes"]],
+            classes=[ImageClass(**fields) for fields in values["classes"]],
             parts=values["parts"],
             baselines=values["baselines"],
         )
@@ -166,7 +166,7 @@ def save_bundle(bundle: Bundle) -> None:
         "fingerprint": bundle.fingerprint,
         "recipe": bundle.config.recipe,
         "mode": bundle.config.mode,
-        "classes": [asdict(one) for one in bundle.classes],
+        "classes": [asdict(image_class) for image_class in bundle.classes],
         "preprocess": asdict(bundle.preprocess),
         "network": asdict(bundle.config.network),
         "grid": {"cells": CELLS, "squares": NUM_SQUARES, "order": "size, row, column"},
@@ -192,10 +192,8 @@ def save_part(
     data = safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()})
     storage.write_bytes(_part_uri(bundle.uri, name), data)
     part = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "metrics": metrics}
-    saved = Bundle(
-        uri=bundle.uri,
-        config=bundle.config,
-        classes=bundle.classes,
+    saved = replace(
+        bundle,
         parts={**bundle.parts, name: part},
         baselines={**bundle.baselines, **(baselines or {})},
     )

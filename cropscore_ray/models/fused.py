@@ -70,13 +70,13 @@ def _max_along(
         lines[dim] = slice(offset + first * stride, offset + last * stride + 1, stride)
         shifted.append((first, x[tuple(lines)]))
     # Those that reach all outputs come first: two of them make the result without a copy.
-    shifted.sort(key=lambda one: one[1].shape[dim] < num)
-    (_, one), (_, other), *others = shifted
-    assert one.shape[dim] == num, "some line of each window lies in the input"
-    if other.shape[dim] == num:
-        out = torch.maximum(one, other)
+    shifted.sort(key=lambda item: item[1].shape[dim] < num)
+    (_, whole), (_, second), *others = shifted
+    assert whole.shape[dim] == num, "some line of each window lies in the input"
+    if second.shape[dim] == num:
+        out = torch.maximum(whole, second)
     else:
-        out, others = one.clone(), shifted[1:]
+        out, others = whole.clone(), shifted[1:]
     for first, piece in others:
         part = out.narrow(dim, first, piece.shape[dim])
         torch.maximum(part, piece, out=part)
@@ -129,7 +129,7 @@ class MergedBlock(nn.Module):
 
 def _merge_inception(block: Inception) -> MergedBlock:
     branches: list[Any] = [[block.branch1], block.branch2, block.branch3, block.branch4[1:]]
-    *convolutions, [pooled] = [[one.conv for one in branch] for branch in branches]
+    *convolutions, [pooled] = [[layer.conv for layer in branch] for branch in branches]
     return MergedBlock(convolutions, pooled)
 
 
@@ -140,10 +140,10 @@ def _merge_inception_bn(block: InceptionBNBlock) -> MergedBlock:
 
 def _concatenated(convolutions: list[nn.Conv2d]) -> nn.Conv2d:
     """Return one 1x1 convolution with the outputs of several."""
-    channels = sum(one.out_channels for one in convolutions)
+    channels = sum(conv.out_channels for conv in convolutions)
     merged = nn.Conv2d(convolutions[0].in_channels, channels, 1).requires_grad_(False)
-    merged.weight.copy_(torch.cat([one.weight for one in convolutions]))
-    biases = [one.bias for one in convolutions]
+    merged.weight.copy_(torch.cat([conv.weight for conv in convolutions]))
+    biases = [conv.bias for conv in convolutions]
     assert merged.bias is not None
     merged.bias.copy_(torch.cat(biases))  # type: ignore[arg-type]
     return merged

@@ -1,4 +1,4 @@
-"""The GoogLeNets: torchvision's, the Inception-BN kind, and a narrow one for small inputs.
+"""The GoogLeNets: torchvision's, the Inception-BN kind, and a narrow kind for small inputs.
 
 All have one interface: `features(x_N3HW)` gives the maps before pooling, `fc` is the
 linear classifier on their mean, and calling the network gives logits. Parameters keep the
@@ -10,7 +10,7 @@ Shape suffixes: N images; 3 colours; D channels; C classes; H, W sides; R region
 J cells a side.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.overlap: OverlapHead | None = None
-        """Of a scorer that has one: what it tells of crops are their scores."""
+        """Of a scorer that has a head: what the head predicts for crops are their scores."""
 
     def features(self, x_N3HW: Tensor) -> Tensor:
         """Return the maps before global pooling, (N, D, h, w)."""
@@ -143,6 +143,26 @@ class Network(nn.Module):
     def last(self, inner_NDHW: Tensor) -> Tensor:
         """Return the maps before global pooling from those of `inner`."""
         raise NotImplementedError
+
+    def _add_blocks(
+        self,
+        kind: type["Inception | InceptionBNBlock"],
+        channels: int,
+        widths_of: Mapping[str, tuple[int, ...]],
+        *,
+        inner: str,
+    ) -> int:
+        """Add blocks by name, one after the other; return the channels of the last one.
+
+        The maps of block `inner` are those before the last pooling.
+        """
+        for name, widths in widths_of.items():
+            block = kind(channels, widths)
+            self.add_module(name, block)
+            channels = block.out_channels
+            if name == inner:
+                self.num_inner = channels
+        return channels
 
     def _blocks(self, names: tuple[str, ...], x: Tensor) -> Tensor:
         for name in names:
@@ -187,13 +207,7 @@ class GoogLeNet(Network):
         self.conv1 = ConvBNReLU(3, 64, 7, stride=2, padding=3)
         self.conv2 = ConvBNReLU(64, 64, 1)
         self.conv3 = ConvBNReLU(64, 192, 3, padding=1)
-        channels = 192
-        for name, widths in _GOOGLENET_BLOCKS.items():
-            block = Inception(channels, widths)
-            self.add_module(name, block)
-            channels = block.out_channels
-            if name == "inception4e":
-                self.num_inner = channels
+        channels = self._add_blocks(Inception, 192, _GOOGLENET_BLOCKS, inner="inception4e")
         self.fc = nn.Linear(channels, num_classes)
 
     def inner(self, x_N3HW: Tensor) -> Tensor:
@@ -221,14 +235,8 @@ class SmallGoogLeNet(Network):
         stem = _scaled((32, 64), width)
         self.conv1 = ConvBNReLU(3, stem[0], 5, stride=2, padding=2)
         self.conv2 = ConvBNReLU(stem[0], stem[1], 3, padding=1)
-        channels = stem[1]
-        for name in _SMALL_BLOCKS:
-            widths = _scaled(_GOOGLENET_BLOCKS[name], width)
-            block = Inception(channels, widths)
-            self.add_module(name, block)
-            channels = block.out_channels
-            if name == "inception3b":
-                self.num_inner = channels
+        blocks = {name: _scaled(_GOOGLENET_BLOCKS[name], width) for name in _SMALL_BLOCKS}
+        channels = self._add_blocks(Inception, stem[1], blocks, inner="inception3b")
         self.fc = nn.Linear(channels, num_classes)
 
     def inner(self, x_N3HW: Tensor) -> Tensor:
@@ -256,13 +264,7 @@ class InceptionBN(Network):
                 "6": nn.Conv2d(64, 192, 3, padding=1),
             }
         )
-        channels = 192
-        for name, widths in _INCEPTION_BN_BLOCKS.items():
-            block = InceptionBNBlock(channels, widths)
-            self.add_module(name, block)
-            channels = block.out_channels
-            if name == "e4":
-                self.num_inner = channels
+        channels = self._add_blocks(InceptionBNBlock, 192, _INCEPTION_BN_BLOCKS, inner="e4")
         self.fc = nn.Linear(channels, num_classes)
 
     def inner(self, x_N3HW: Tensor) -> Tensor:
@@ -302,10 +304,7 @@ def make_network(config: NetworkConfig, num_classes: int) -> Network:
         network = InceptionBN(num_classes)
     else:
         network = SmallGoogLeNet(num_classes, config.width)
-    for convolution in _convolutions(network):
-        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return network
-
-
-def _convolutions(network: nn.Module) -> Iterator[nn.Conv2d]:
-    return (module for module in network.modules() if isinstance(module, nn.Conv2d))

@@ -1,4 +1,4 @@
-"""A network on one device, run on uint8 crops in passes whose size it finds itself.
+"""A network on one device, run on uint8 crops in passes as large as fit there.
 
 On a CPU passes go side by side, one core each; on a GPU they are compiled for constant
 shapes. It knows nothing of images, grids or files.
@@ -108,15 +108,14 @@ class InferenceNetwork:
         cells: int | None,
         with_inner: bool,
         lines: tuple[Tensor, Tensor],
-        some: slice,
+        batch: slice,
     ) -> Tensor:
-        some_NSS3 = crops[some].to(self.device)
+        crops_NSS3 = crops[batch].to(self.device)
         if self.device.type != "cuda":
-            return self._forward(some_NSS3, lines, cells, with_inner)
-        batch = some.stop - some.start
+            return self._forward(crops_NSS3, lines, cells, with_inner)
         # A copy, since a CUDA graph writes its next results to the same place.
-        found = self._forward(padded(some_NSS3, batch), lines, cells, with_inner)
-        return found[: len(some_NSS3)].clone()
+        maps = self._forward(padded(crops_NSS3, batch.stop - batch.start), lines, cells, with_inner)
+        return maps[: len(crops_NSS3)].clone()
 
     def _cells(
         self,
@@ -188,7 +187,7 @@ class InferenceNetwork:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether memory ran out; the CPU's allocator has no exception of its own."""
+    """Return whether memory ran out; the CPU's allocator has no exception of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
@@ -210,10 +209,10 @@ def one_thread_each(number: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)  # of this thread, and of threads to come
         all_there.wait()
 
-    pool = ThreadPoolExecutor(number, thread_name_prefix="core", initializer=begin)
-    list(pool.map(abs, range(number)))
+    cores = ThreadPoolExecutor(number, thread_name_prefix="core", initializer=begin)
+    list(cores.map(abs, range(number)))
     torch.set_num_threads(number)  # of others as before
-    return pool
+    return cores
 
 
 def padded(crops_NSS3: Tensor, batch: int) -> Tensor:

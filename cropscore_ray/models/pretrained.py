@@ -105,10 +105,10 @@ def initial_network(config: TrainConfig, num_classes: int) -> Network:
 
 
 def _require_last_layer(arrays: dict[str, Tensor], num_classes: int, init: str) -> None:
-    found = [len(arrays[name]) if name in arrays else 0 for name in ("fc.weight", "fc.bias")]
-    if found != [num_classes, num_classes]:
+    sizes = [len(arrays[name]) if name in arrays else 0 for name in ("fc.weight", "fc.bias")]
+    if sizes != [num_classes, num_classes]:
         raise ConfigError(
-            f"{init} has a last layer for {min(found) or 'no'} classes, not for the manifest's "
+            f"{init} has a last layer for {min(sizes) or 'no'} classes, not for the manifest's "
             f"{num_classes}, and with classifier.epochs=0 none is trained",
             hint="train it: --set classifier.epochs=10",
         )
@@ -160,9 +160,9 @@ def _load(network: Network, arrays: dict[str, Tensor], init: str) -> None:
     own = network.state_dict()
     for name in ("fc.weight", "fc.bias"):
         if name in arrays and arrays[name].shape != own[name].shape:
-            found, wanted = arrays.pop(name).shape[0], own[name].shape[0]
+            sizes = arrays.pop(name).shape[0], own[name].shape[0]
             logger.warning(
-                "%s: %s is for %d classes, not %d: it begins at random", init, name, found, wanted
+                "%s: %s is for %d classes, not %d: it begins at random", init, name, *sizes
             )
     problems = _misfits(own, arrays)
     if problems:
@@ -174,12 +174,12 @@ def _load(network: Network, arrays: dict[str, Tensor], init: str) -> None:
 
 
 def _misfits(own: dict[str, Tensor], arrays: dict[str, Tensor]) -> list[str]:
-    """Say which arrays keep weights from being those of a network; a new `fc` is none."""
+    """Return why arrays cannot be the weights of a network; a new `fc` is no reason."""
     optional = [name for name in own if name.startswith("fc.") or name.endswith("batches_tracked")]
     shared = own.keys() & arrays.keys()
-    found = {
+    misfits = {
         "missing": own.keys() - arrays.keys() - {*optional},
         "unknown": arrays.keys() - own.keys(),
         "of another shape": {name for name in shared if own[name].shape != arrays[name].shape},
     }
-    return [f"{len(names)} {how}, e.g. {min(names)}" for how, names in found.items() if names]
+    return [f"{len(names)} {how}, e.g. {min(names)}" for how, names in misfits.items() if names]

@@ -1,9 +1,9 @@
 """Every cell of an image's map votes for a box of the class; the box that most agree on wins.
 
 In place of 140 scores, a small head reads the scorer's maps of the whole image: the last ones
-of the image at two sizes, and the ones before the last pooling. Each of 14 x 14 cells tells
-how probable it is that the cell lies in an object of the class, and where that object's sides
-are. The head is one for all classes; what it reads depends on the class by the scorer's own
+of the image at two sizes, and those before the last pooling. For each of 14 x 14 cells it
+predicts how probable it is that the cell lies in an object of the class, and where that object's
+sides are. All classes share a head; what it reads depends on the class by the scorer's own
 weights of it. Maps cost far more than heads: several heads read them and vote together.
 
 Shape suffixes: N images with a class each; D, d channels; W channels of the head; V cells, or
@@ -106,7 +106,7 @@ class VotingHeads(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VoterMaps:
-    """What a scorer's maps say of images, in cells."""
+    """A scorer's maps of images, in cells."""
 
     last_NDhw: Tensor
     """14 x 14, of the image at twice the network's usual side"""
@@ -115,18 +115,18 @@ class VoterMaps:
     whole_NDhw: Tensor
     """7 x 7, of the image at the usual side"""
 
-    def __getitem__(self, some: slice | Tensor) -> "VoterMaps":
+    def __getitem__(self, images: slice | Tensor) -> "VoterMaps":
         return VoterMaps(
-            last_NDhw=self.last_NDhw[some],
-            inner_NDhw=self.inner_NDhw[some],
-            whole_NDhw=self.whole_NDhw[some],
+            last_NDhw=self.last_NDhw[images],
+            inner_NDhw=self.inner_NDhw[images],
+            whole_NDhw=self.whole_NDhw[images],
         )
 
 
 def voter_maps(
     network: InferenceNetwork, large: Tensor | Crops, small: Tensor | Crops
 ) -> VoterMaps:
-    """Return what a scorer's maps say of whole images at twice and at the usual side."""
+    """Return a scorer's maps of whole images at twice and at the usual side."""
     both_NDVV = network.cells(large, CELLS, with_inner=True)
     num_last = network.fc.in_features
     return VoterMaps(
@@ -147,17 +147,16 @@ def voted_boxes(votes_N5V: Tensor) -> Tensor:
     """Return the box of each vote, (N, V, 4), not cut off at the image's edge."""
     x, y = cell_centres(votes_N5V.shape[2], votes_N5V.device).unbind(-1)
     far_N4V = _FIRST_SIDE * votes_N5V[:, 1:].clamp(-4.0, _LONGEST).exp()
-    sides = torch.stack(
+    return torch.stack(
         [x - far_N4V[:, 0], y - far_N4V[:, 1], x + far_N4V[:, 2], y + far_N4V[:, 3]], -1
     )
-    return sides
 
 
 def count_votes(boxes_NV4: Tensor, chances_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the box that most votes agree on, and what tells whether it is right.
+    """Return the box that most votes agree on, and evidence of whether it is right.
 
     A vote weighs the square of its cell's chance to lie in an object. Of the 60 boxes whose own
-    votes weigh most for their size, the one wins whose agreeing votes do; its sides become the
+    votes weigh most for their size, the box wins whose agreeing votes do; its sides become the
     weighted means of the votes that agree closely.
 
     Args:
@@ -212,8 +211,8 @@ class Voter:
         """
         boxes, chances = [], []
         for i in range(2):
-            mine = maps[torch.full((len(classes_K),), i, device=classes_K.device)]
-            votes_K5V = self.heads(mine, self.class_CD[classes_K])
+            repeated = maps[torch.full((len(classes_K),), i, device=classes_K.device)]
+            votes_K5V = self.heads(repeated, self.class_CD[classes_K])
             seen_KV4 = voted_boxes(votes_K5V)
             boxes.append(mirrored(seen_KV4) if i else seen_KV4)
             chances.append(votes_K5V[:, 0].sigmoid())

@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from cropscore_ray.bulk import pipeline, score_actor
-from cropscore_ray.bulk.crashes import Attempts
+from cropscore_ray.bulk.crashes import Crashes
 from cropscore_ray.bulk.packing import pack_part
 from cropscore_ray.bulk.parts import BulkRun, fetch_part, plan_parts
-from cropscore_ray.bulk.run_progress import Tally
+from cropscore_ray.bulk.run_progress import RunProgress
 from cropscore_ray.bulk.score_actor import StageActor
 from cropscore_ray.bulk.workers import _SHARE, Pool
 from cropscore_ray.clusters import events
@@ -57,7 +57,7 @@ def _do_parts(
     done: frozenset[int],
     num_left: int,
     workers: Any,
-    tally: Tally,
+    progress: RunProgress,
 ) -> None:
     del num_left, workers
     work: Callable[[pa.Table], pa.Table]
@@ -65,7 +65,7 @@ def _do_parts(
         work = partial(pack_part, run=run)
     else:
         [scoring] = link.args
-        work = StageActor(scoring, run.folder, pool, None, Attempts())
+        work = StageActor(scoring, run.folder, pool, None, Crashes())
     for part in plan_parts(pa.table({}), run, done):
         [summary] = work(fetch_part(part)).to_pylist()
-        tally.wrote(json.loads(summary["by_status"]), summary["rows"])
+        progress.wrote(json.loads(summary["by_status"]), summary["rows"])

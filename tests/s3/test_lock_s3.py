@@ -97,7 +97,7 @@ def test_a_run_that_comes_back_and_finds_another_at_work_writes_nothing_more(s3_
         with pytest.raises(RunConflictError, match=f"another run took over {s3_uri} while"):
             run.write_part(1, rows, reached=True)
         with pytest.raises(RunConflictError, match="took over"):
-            run.update(complete=True)
+            run.update({"complete": True})
         time.sleep(1)  # some renewals
         assert token_of(s3_uri) == "another's"
         assert before == (storage.list_files(s3_uri), storage.read_bytes(f"{s3_uri}/run.json"))

@@ -117,7 +117,7 @@ def test_a_store_that_is_away_is_waited_for_with_the_count(run, monkeypatch):
 
     monkeypatch.setattr(storage, "read_files", read)
     uncounted = [run.folder.part_uri(number) for number in run.folder.written_parts()]
-    pipeline._count(uncounted, pipeline.SCORED, tally=None)
+    pipeline._count(uncounted, pipeline.SCORED, progress=None)
     assert uncounted == []
     assert next(answers, None) is None
 

@@ -59,7 +59,7 @@ def test_parts_that_are_written_are_known(uri: str) -> None:
 def test_the_same_run_goes_on_with_its_record(uri: str) -> None:
     first = open_with(uri)
     write_part(first, 4)
-    first.update(counts={"images": 3})
+    first.update({"counts": {"images": 3}})
     again = open_with(uri)
     assert again.record == first.record
     assert again.record["counts"] == {"images": 3}
@@ -87,7 +87,7 @@ def test_a_run_that_is_discarded_leaves_no_mark(uri: str) -> None:
 
 
 def test_a_complete_run_says_so_when_it_is_opened(uri: str) -> None:
-    open_with(uri).update(complete=True)
+    open_with(uri).update({"complete": True})
     assert open_with(uri).complete
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from cropscore_ray import progress, storage
 from cropscore_ray.bulk import run_folder, run_progress
-from cropscore_ray.bulk.run_progress import Tally, Work
+from cropscore_ray.bulk.run_progress import RunProgress, Work
 from cropscore_ray.progress import Progress, Snapshot, duration
 
 
@@ -20,8 +20,8 @@ def folder(tmp_path: Path) -> run_folder.RunFolder:
     return run_folder.open_run(str(tmp_path), table="predictions", identity={}, facts={})
 
 
-def make(folder: run_folder.RunFolder, num_images: int | None = 10, before: int = 0) -> Tally:
-    return Tally(
+def make(folder: run_folder.RunFolder, num_images: int | None = 10, before: int = 0) -> RunProgress:
+    return RunProgress(
         folder=folder, ask_num_images=lambda: num_images, num_before=before, shows=[shown.append]
     )
 
@@ -95,7 +95,7 @@ def test_the_number_of_images_is_asked_for_until_it_is_known(folder):
 
 def test_run_json_is_kept_while_the_run_goes_and_times_add_up(folder, monkeypatch):
     monkeypatch.setattr(run_progress, "_KEEP_S", 0.01)
-    folder.update(times={**folder.record["times"], "wall_s": 100.0})
+    folder.update({"times": {**folder.record["times"], "wall_s": 100.0}})
     made = make(folder)
     made.wrote({"ok": 4}, 20, before=True)
     with made.kept():

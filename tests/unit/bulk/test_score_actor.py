@@ -12,7 +12,7 @@ from models import random_model
 
 from cropscore_ray import storage
 from cropscore_ray.bulk import run_folder, score_actor, telemetry
-from cropscore_ray.bulk.crashes import Attempts
+from cropscore_ray.bulk.crashes import Crashes
 from cropscore_ray.bulk.parts import Row, as_row
 from cropscore_ray.bulk.score_actor import Scoring, StageActor
 from cropscore_ray.bulk.telemetry import WorkerTelemetry
@@ -57,7 +57,7 @@ def test_a_worker_computes_on_a_gpu_only_if_it_asked_for_one(
         run_folder.open_run(str(tmp_path), table="scores", identity={}, facts={}),
         Pool(num_now=1, most=1, num_gpus=num_gpus, num_cpus=0 if num_gpus else 1),
         queue=None,
-        attempts=None,
+        crashes=None,
     )
     assert found == [uuid, torch.device(device)]
 
@@ -133,9 +133,7 @@ class Reads:
             ]
 
 
-def a_part(
-    folder: run_folder.RunFolder, stage: Any, rows: list[Row], attempts: Attempts
-) -> pa.Table:
+def a_part(folder: run_folder.RunFolder, stage: Any, rows: list[Row], crashes: Crashes) -> pa.Table:
     """Have an actor with a stage score a part; return what it wrote."""
     actor = StageActor(
         Scoring(
@@ -147,7 +145,7 @@ def a_part(
         folder,
         Pool(num_now=1, most=1, num_gpus=0, num_cpus=1),
         queue=None,
-        attempts=attempts,
+        crashes=crashes,
     )
     actor(as_row(0, pa.Table.from_pylist(rows)))
     return storage.read_table(folder.part_uri(0))
@@ -174,13 +172,13 @@ def test_images_that_do_not_fit_into_memory_together_are_taken_one_by_one(
     folder: run_folder.RunFolder,
 ) -> None:
     narrow = Narrow(torch.OutOfMemoryError("CUDA out of memory"))
-    rows = a_part(folder, narrow, three_images(), Attempts())
+    rows = a_part(folder, narrow, three_images(), Crashes())
     assert rows["image_id"].to_pylist() == [7, 8, 9]
 
 
 def test_another_error_of_a_stage_is_not_tried_again(folder: run_folder.RunFolder) -> None:
     with pytest.raises(RuntimeError, match="shapes differ"):
-        a_part(folder, Narrow(RuntimeError("shapes differ")), three_images(), Attempts())
+        a_part(folder, Narrow(RuntimeError("shapes differ")), three_images(), Crashes())
 
 
 @pytest.mark.parametrize("num_deaths", [0, 2, 4])
@@ -198,11 +196,11 @@ def test_images_that_did_not_travel_with_their_part_are_fetched(
         row |= {"class_index": None, "image_uri": f"{tmp_path}/{row['image_id']}.jpg"}
     for i in (3, 5):
         (tmp_path / f"{i}.jpg").write_bytes(b"%d" % i)
-    attempts = Attempts()
+    crashes = Crashes()
     for _ in range(num_deaths):
-        if attempts.begin(0).one_by_one:
-            attempts.at(0, 5)
-    found = a_part(folder, Reads(), rows, attempts)
+        if crashes.begin(0).one_by_one:
+            crashes.at(0, 5)
+    found = a_part(folder, Reads(), rows, crashes)
     assert found["image_id"].to_pylist() == [1, 2, 3, 4, 5]
     last = "crashed" if num_deaths == 4 else "ok"
     assert found["status"].to_pylist() == ["ok", "denied", "ok", "missing", last]
