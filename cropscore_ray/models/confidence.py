@@ -3,8 +3,11 @@
 Shape suffixes: N boxes; E evidence, the first of which is the constant 1.
 """
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 
 def probabilities(confidence_3E: Tensor, evidence_NE: Tensor) -> Tensor:
@@ -22,17 +25,25 @@ def fit_confidence(evidence_NE: Tensor, hits_N: Tensor) -> Tensor:
     mean[0], scale[0] = 0.0, 1.0  # the constant
     scale = torch.where(scale > 1e-6, scale, torch.ones(()))
     inputs_NE, targets_N = (evidence_NE - mean) / scale, hits_N.float()
-    weight = torch.zeros(evidence_NE.shape[1], requires_grad=True)
+
+    def loss(weight_E: Tensor) -> Tensor:
+        logits_N = inputs_NE @ weight_E
+        cross_entropy = F.binary_cross_entropy_with_logits(logits_N, targets_N, reduction="sum")
+        return cross_entropy + 0.5 * weight_E.square().sum()
+
+    return torch.stack([mean, scale, minimized(loss, torch.zeros(evidence_NE.shape[1]))])
+
+
+def minimized(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    """Return the argument at which a smooth loss is least, as L-BFGS finds it from a start."""
+    weight = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = nn.functional.binary_cross_entropy_with_logits(
-            inputs_NE @ weight, targets_N, reduction="sum"
-        )
-        loss = loss + 0.5 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        value = loss(weight)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return torch.stack([mean, scale, weight.detach()])
+    return weight.detach()

@@ -27,16 +27,8 @@ logger = logging.getLogger(__name__)
 State = dict[str, Any]
 
 
-def _plain(network: nn.Module) -> nn.Module:
-    return network
-
-
-def _alone(sums: Tensor) -> Tensor:
-    return sums
-
-
-def _ignore(*event: Any) -> None:
-    del event
+def ignore(*event: Any) -> None:
+    """Do nothing with what is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +40,15 @@ class Worker:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     num_loaders: int = 0
     """Processes that read and decode images ahead; 0: a thread."""
-    wrap: Callable[[nn.Module], nn.Module] = _plain
+    wrap: Callable[[nn.Module], nn.Module] = lambda network: network
     """Makes gradients common to all workers."""
-    total: Callable[[Tensor], Tensor] = _alone
+    total: Callable[[Tensor], Tensor] = lambda sums: sums
     """Adds up what each worker has; all must call it at the same step."""
     checkpoint_steps: int = 0
     """Steps from one checkpoint to the next, besides those at the ends of epochs; 0: none."""
-    checkpoint: Callable[[dict[str, Any], Callable[[], State]], None] = _ignore
+    checkpoint: Callable[[dict[str, Any], Callable[[], State]], None] = ignore
     """Called by all workers with metrics and, for the one that needs it, the state."""
-    progress: Callable[[str, int, int, Callable[[], str]], None] = _ignore
+    progress: Callable[[str, int, int, Callable[[], str]], None] = ignore
     """Told the network's name, steps done, steps in all and, if it asks, how it goes."""
     resumed: State | None = None
     """The state of the last checkpoint of a training that was stopped."""
@@ -69,13 +61,13 @@ class Objective(Protocol):
         """Return what is trained in the network's place: itself, or itself in a wrapper."""
 
     def prepare(self, network: Any, device: torch.device) -> None:
-        """Find out what must be known before the first step of a new training."""
+        """Measure what must be known before the first step of a new training."""
 
     def state(self) -> Any:
-        """Return what `prepare` found, for a checkpoint."""
+        """Return what `prepare` measured, for a checkpoint."""
 
     def load(self, state: Any) -> None:
-        """Take what `prepare` found at another time."""
+        """Take what `prepare` measured at another time."""
 
     def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return a pass's mean loss, and how many images or squares are right, of how many."""
@@ -123,7 +115,8 @@ def _train_network(task: NetworkTask, worker: Worker, state: State) -> State:
     for metrics in session.run():
         snapshot = partial(_snapshot, state["finished"], session)
         worker.checkpoint({"network": task.name, **metrics}, snapshot)
-    weights = {name: one.detach().cpu() for name, one in session.final().state_dict().items()}
+    final = session.final().state_dict()
+    weights = {name: weight.detach().cpu() for name, weight in final.items()}
     return {"weights": weights, "metrics": session.history}
 
 
@@ -238,7 +231,7 @@ class _Session:
         weighted = loss * (num_images / self.plan.batch_size)
         (weighted * self.worker.num_workers).backward()  # type: ignore[no-untyped-call]
         sums = [weighted.detach(), right, judged, batch["num_failed"].sum()]
-        self.sums += torch.stack([one.double() for one in sums])
+        self.sums += torch.stack([number.double() for number in sums])
 
     def _add_up(self) -> None:
         """Add to the totals what all workers have had since the last checkpoint."""

@@ -1,4 +1,4 @@
-"""Ray Train around the trainings: workers, checkpoints, resume, and what is heard of it.
+"""Ray Train around the trainings: workers, checkpoints, resume, and events of the steps.
 
 A training is a function of a `Worker`; `fit` runs it on Ray workers and returns what
 rank 0 returned. Checkpoints go below the bundle, so that the same command started again
@@ -20,19 +20,13 @@ from typing import Any
 import ray.train
 import torch
 from ray.exceptions import RayError
-from ray.train import (
-    CheckpointConfig,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-    UserCallback,
-)
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
 from cropscore_ray import storage
 from cropscore_ray.clusters import events, resources, session
 from cropscore_ray.errors import CropscoreError, StorageError
-from cropscore_ray.training.loop import Worker
+from cropscore_ray.training.loop import Worker, ignore
 from cropscore_ray.training.ray_worker import worker_loop
 
 logger = logging.getLogger(__name__)
@@ -52,10 +46,6 @@ _KEEP_PAGES = {
 }
 
 
-def _ignore(*event: Any) -> None:
-    del event
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitConfig:
     """How a training runs on Ray, and where its checkpoints go."""
@@ -71,11 +61,11 @@ class FitConfig:
     """One GPU each; None: see `resources.takes_gpus`."""
     checkpoint_steps: int = 0
     """Steps between checkpoints besides those at the ends of epochs."""
-    may_write: Callable[[], None] = _ignore
+    may_write: Callable[[], None] = ignore
     """Called in rank 0 before each checkpoint; raises if there must be none."""
 
 
-def fit(training: Training, config: FitConfig, progress: StepProgress = _ignore) -> Any:
+def fit(training: Training, config: FitConfig, progress: StepProgress = ignore) -> Any:
     """Run a training on Ray Train workers and return rank 0's result.
 
     A lost worker or node costs the steps since the last checkpoint that arrived. The training
@@ -124,7 +114,7 @@ def fit(training: Training, config: FitConfig, progress: StepProgress = _ignore)
 
 
 class _Ear:
-    """Hears of steps; tells why there are none where the cluster is too small for the workers."""
+    """Passes steps on; warns why there are none where the cluster is too small for the workers."""
 
     def __init__(self, hear: StepProgress, config: FitConfig, *, on_gpu: bool) -> None:
         self._hear, self._on_gpu = hear, on_gpu
@@ -188,13 +178,13 @@ def _run_to_the_end(make_trainer: Callable[[], TorchTrainer], name: str, storage
 
 def _own_error(error: ray.train.TrainingFailedError) -> CropscoreError | None:
     """Return what a worker raised on purpose, with its hint."""
-    found = [getattr(error, "controller_failure", None)]
-    found += getattr(error, "worker_failures", {}).values()
-    return next((one for one in found if isinstance(one, CropscoreError)), None)
+    failures = [getattr(error, "controller_failure", None)]
+    failures += getattr(error, "worker_failures", {}).values()
+    return next((failure for failure in failures if isinstance(failure, CropscoreError)), None)
 
 
 def _would_come_again(error: Exception | None) -> bool:
-    """Tell errors of settings, images and models from those of a storage, which may be back."""
+    """Return whether it is an error of settings, images or models; a storage may be back."""
     return isinstance(error, CropscoreError) and not isinstance(error, StorageError)
 
 

@@ -22,7 +22,7 @@ _PROGRESS_S = 0.3
 
 
 def worker_loop(loop_config: dict[str, Any]) -> Any:
-    """Run a training in this worker; return rank 0's result as bytes (`cluster.fit`)."""
+    """Run a training in this worker; return rank 0's result as bytes (`on_ray.fit`)."""
     context = ray.train.get_context()
     queue: events.Handle = loop_config["queue"]
     rank = context.get_world_rank()
@@ -43,7 +43,7 @@ def worker_loop(loop_config: dict[str, Any]) -> Any:
         num_workers=context.get_world_size(),
         device=get_device(),
         num_loaders=0 if on_cpu else max(1, num_cores - 1),
-        wrap=_wrap,
+        wrap=prepare_model,
         total=_total,
         checkpoint_steps=loop_config["checkpoint_steps"],
         checkpoint=_Checkpoints(loop_config["may_write"]),
@@ -68,11 +68,6 @@ def _pack(result: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(result, buffer)
     return buffer.getvalue()
-
-
-def _wrap(network: torch.nn.Module) -> torch.nn.Module:
-    module: torch.nn.Module = prepare_model(network)
-    return module
 
 
 def _total(sums: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,7 @@ from cropscore_ray.training.data.shares import (
     unit_boxes,
 )
 from cropscore_ray.training.localizer.judging import fit_baselines, fit_voter
-from cropscore_ray.training.localizer.regressor import ScoredImages, train_localizer
+from cropscore_ray.training.localizer.regressor import ScoredImages, ScoredShares, train_localizer
 from cropscore_ray.training.loop import NetworkTask, Objective, State, Worker, train_networks
 from cropscore_ray.training.objectives.crops import CropObjective
 from cropscore_ray.training.objectives.overlap import OverlapObjective
@@ -139,13 +139,8 @@ def train_regressors(run: TrainingRun, scores_uri: str, worker: Worker) -> dict[
     """Train the localizer on a scores table; fit the baselines on the same images."""
     bundle = load_bundle(run.model_uri)
     shares = split_boxed(training_manifest(run.manifest_uri, run.split), run.config)
-    train, choosing, judging = _scored_images(
-        scores_uri, [shares.localizer, shares.choosing, shares.judging]
-    )
     localizer, metrics = train_localizer(
-        train,
-        choosing,
-        judging,
+        _scored_images(scores_uri, [shares.localizer, shares.choosing, shares.judging]),
         num_classes=len(bundle.classes),
         config=run.config.localizer,
         seed=run.config.seed,
@@ -211,7 +206,7 @@ def train_voter(run: TrainingRun, worker: Worker) -> dict[str, Any]:
     return {LOCALIZER: part}
 
 
-def _scored_images(scores_uri: str, shares: list[pa.Table]) -> list[ScoredImages]:
+def _scored_images(scores_uri: str, shares: list[pa.Table]) -> ScoredShares:
     """Return shares of the localizer's images with their class-known scores, where there are any.
 
     Raises:
@@ -224,8 +219,8 @@ def _scored_images(scores_uri: str, shares: list[pa.Table]) -> list[ScoredImages
         for row in table.to_pylist()
         if row["status"] == schema.OK and row["class_rank"] == 0
     }
-    found = [_with_scores(sized(rows), known) for rows in shares]
-    counts = [len(some) for some in found]
+    scored = ScoredShares(*(_with_scores(sized(rows), known) for rows in shares))
+    counts = list(map(len, scored))
     if sum(counts) < 10 or 0 in counts:
         raise DataError(
             f"{scores_uri} has class-known scores of only {sum(counts)} training images: "
@@ -233,7 +228,7 @@ def _scored_images(scores_uri: str, shares: list[pa.Table]) -> list[ScoredImages
             hint="the localizer needs ten at the very least, some of each, and a thousand to be "
             "good",
         )
-    return found
+    return scored
 
 
 def _with_scores(rows: pa.Table, known: dict[int, list[float]]) -> ScoredImages:

@@ -7,7 +7,7 @@ from cropscore_ray.jobs import recipes
 from cropscore_ray.models.bundle import LOCALIZER, SCORER, Bundle, classifier_part, save_part
 from cropscore_ray.models.googlenet import Network, make_network
 from cropscore_ray.schema import ImageClass
-from cropscore_ray.training.localizer.regressor import ScoredImages, train_localizer
+from cropscore_ray.training.localizer.regressor import ScoredImages, ScoredShares, train_localizer
 
 
 class Linear(Network):
@@ -36,9 +36,7 @@ def random_model(uri: str, num_classes: int = 8) -> Bundle:
         boxes_NM4=torch.cat([corners_N2, corners_N2 + 0.4], 1)[:, None],
     )
     localizer, _ = train_localizer(
-        scored.take(torch.arange(34)),
-        scored.take(torch.arange(34, 37)),
-        scored.take(torch.arange(37, 40)),
+        ScoredShares(*(scored.take(some) for some in torch.arange(40).split([34, 3, 3]))),
         num_classes=num_classes,
         config=config.localizer,
         seed=7,

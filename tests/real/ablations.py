@@ -36,7 +36,7 @@ from cropscore_ray.models.boxes import best_iou, pad_boxes
 from cropscore_ray.models.bundle import Bundle, load_bundle
 from cropscore_ray.models.scorer import CropScorer
 from cropscore_ray.training.data.shares import labelled_images, split_boxed, unit_boxes
-from cropscore_ray.training.localizer.regressor import ScoredImages, train_localizer
+from cropscore_ray.training.localizer.regressor import ScoredImages, ScoredShares, train_localizer
 
 SEEDS = (0, 1, 2)
 GROUP = 4
@@ -135,9 +135,11 @@ def wrong_by_seed(data: Data, config: LocalizerConfig) -> tuple[NDArray[np.bool_
     for seed in SEEDS:
         order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
         localizer, metrics = train_localizer(
-            data.train.take(order[num_held:]),
-            data.train.take(order[: num_held // 2]),
-            data.train.take(order[num_held // 2 : num_held]),
+            ScoredShares(
+                data.train.take(order[num_held:]),
+                data.train.take(order[: num_held // 2]),
+                data.train.take(order[num_held // 2 : num_held]),
+            ),
             num_classes=1000,
             config=config,
             seed=seed,

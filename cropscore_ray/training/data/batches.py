@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from cropscore_ray.config.sections import SgdConfig
 from cropscore_ray.errors import ConfigError, CropscoreError, DataError
 from cropscore_ray.images.ahead import made_ahead
-from cropscore_ray.training.data.images import ImageDataset
+from cropscore_ray.training.data.images import ImageDataset, Request
 
 _AHEAD = 2  # passes that a thread has ready
 
@@ -111,42 +111,12 @@ def make_plan(
     )
 
 
-class _Requests:
-    """The batch sampler of a DataLoader: the passes of all steps from `first_step` on."""
-
-    def __init__(self, dataset: ImageDataset, plan: Plan, first_step: int) -> None:
-        self.dataset = dataset
-        self.plan = plan
-        self.first_step = first_step
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        for step in range(self.first_step, self.plan.num_steps):
-            epoch, at = divmod(step, self.plan.steps_an_epoch)
-            for images in self.plan.passes(step):
-                yield [self.dataset.request(i, epoch, at) for i in images]
-
-
-class _Fallible(Dataset[Any]):
-    """A dataset whose errors are items.
-
-    Out of a loader's process PyTorch raises them with a traceback for a message, without the hint.
-    """
-
-    def __init__(self, dataset: ImageDataset) -> None:
-        self.dataset = dataset
-
-    def __getitems__(self, requests: list[Any]) -> list[Any]:
-        """Return a pass's items, or an error alone: no image after it is asked for.
-
-        Of a storage that is away each would take as long as the retries do, minutes.
-        """
-        items = []
-        for request in requests:
-            try:
-                items.append(self.dataset[request])
-            except CropscoreError as error:
-                return [error]
-        return items
+def _requests(dataset: ImageDataset, plan: Plan, first_step: int) -> Iterator[list[Request]]:
+    """Yield what a DataLoader is to read: the passes of all steps from `first_step` on."""
+    for step in range(first_step, plan.num_steps):
+        epoch, at = divmod(step, plan.steps_an_epoch)
+        for images in plan.passes(step):
+            yield [dataset.request(i, epoch, at) for i in images]
 
 
 def _collate(items: list[Any]) -> Any:
@@ -167,8 +137,8 @@ class Feed:
     ) -> None:
         """Begin to read: in so many processes, or in a thread if there are none."""
         loader = DataLoader(
-            _Fallible(dataset),
-            batch_sampler=_Requests(dataset, plan, first_step),
+            dataset,
+            batch_sampler=_requests(dataset, plan, first_step),
             collate_fn=_collate,
             num_workers=num_loaders,
             pin_memory=device.type == "cuda",
@@ -196,3 +166,10 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     flat = {"class_index", "overlap"} & moved.keys()
     return moved | {name: moved[name].flatten() for name in flat}
+
+
+def single_images(dataset: ImageDataset, num_images: int, device: torch.device) -> Iterator[Batch]:
+    """Yield about so many images, spread evenly over a dataset, each as a batch of its own."""
+    for i in range(0, len(dataset), max(1, len(dataset) // num_images)):
+        image = dataset[dataset.request(i, epoch=0, step=i)]
+        yield on_device(default_collate([image]), device)

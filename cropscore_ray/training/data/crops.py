@@ -1,4 +1,4 @@
-"""Training crops: which part of which image, and what the network should say of it.
+"""Training crops: which part of which image, and what the network should learn from it.
 
 A sampler draws a crop for one image; `CropDataset` decodes, cuts and mirrors it. What is
 drawn depends on (seed, epoch, image) alone, not on batch size, workers or order. Pyramid

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from cropscore_ray.config.sections import PreprocessConfig
-from cropscore_ray.errors import DataError, ImageError
+from cropscore_ray.errors import CropscoreError, DataError, ImageError
 from cropscore_ray.geometry import Boxes
 from cropscore_ray.images import fetch
 from cropscore_ray.images.decode import Pixels, decode
@@ -136,6 +136,21 @@ class ImageDataset(Dataset[dict[str, Any]]):
             f"{_ATTEMPTS} training images in a row cannot be read, the last: {self.data.uris[at]}",
             hint="check the storage's settings and the manifest's image_uri column",
         )
+
+    def __getitems__(self, requests: list[Request]) -> list[Any]:
+        """Return a pass's items, or an error alone.
+
+        Out of a DataLoader's process PyTorch raises it with a traceback for a message, without the
+        hint. No image after it is asked for: of a storage that is away each would take as long as
+        the retries do, minutes.
+        """
+        items = []
+        for request in requests:
+            try:
+                items.append(self[request])
+            except CropscoreError as error:
+                return [error]
+        return items
 
     @abstractmethod
     def _sample(self, request: Request) -> dict[str, Any]:

@@ -67,7 +67,9 @@ class PyramidDataset(ImageDataset):
         drawn = [
             sample_region(rng, boxes_M4, level, self.config) for _ in range(self.crops_an_image)
         ]
-        return np.array([one for one, _ in drawn]), np.array([overlap for _, overlap in drawn])
+        return np.array([cells_4 for cells_4, _ in drawn]), np.array(
+            [overlap for _, overlap in drawn]
+        )
 
 
 class SquaresDataset(PyramidDataset):

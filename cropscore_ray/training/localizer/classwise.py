@@ -1,8 +1,7 @@
 """A last layer of its own for each class, all classes at once.
 
 The layers are one stack, trained by batched products: Adam is elementwise, so each class
-takes the steps that a loop over classes would take (`fine_tune_in_a_loop`, which tests and
-the benchmark set beside it).
+takes the steps that a loop over classes would take, as in bench/localizer.
 
 Shape suffixes: N images; H outputs of the hidden layers and a constant 1; M true boxes
 (padded); G classes; B a class's images (padded).
@@ -34,7 +33,7 @@ class Hidden:
         order = self.classes_N.argsort(stable=True)
         sizes = torch.bincount(self.classes_N, minlength=int(classes_G.max()) + 1)
         by_class = torch.split(order, sizes.tolist())
-        members = [by_class[one] for one in classes_G.tolist()]
+        members = [by_class[class_index] for class_index in classes_G.tolist()]
         index_GB = nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=-1)
         is_there = (index_GB >= 0)[..., None, None]
         return Hidden(
@@ -45,7 +44,7 @@ class Hidden:
 
 
 def fine_tune(
-    shared_4H: Tensor, train: Hidden, held: Hidden, classes_G: Tensor, config: LocalizerConfig
+    shared_4H: Tensor, train: Hidden, choosing: Hidden, classes_G: Tensor, config: LocalizerConfig
 ) -> tuple[Tensor, Tensor]:
     """Fine-tune a copy of the shared last layer for each class, all in batched steps.
 
@@ -60,11 +59,11 @@ def fine_tune(
     heads_G4H = shared_4H.new_empty(len(classes_G), *shared_4H.shape)
     gained_G = torch.empty(len(classes_G), dtype=torch.bool, device=shared_4H.device)
     for group in _groups(by_size, counts):
-        some = classes_G[group]
+        classes = classes_G[group]
         heads_G4H[group], gained_G[group] = _fine_tune_stack(
-            shared_4H.expand(len(some), -1, -1),
-            train.of_classes(some),
-            held.of_classes(some),
+            shared_4H.expand(len(classes), -1, -1),
+            train.of_classes(classes),
+            choosing.of_classes(classes),
             config,
         )
     return heads_G4H, gained_G
@@ -82,12 +81,12 @@ def _groups(by_size: Tensor, counts: Tensor) -> list[Tensor]:
 
 
 def _fine_tune_stack(
-    start_G4H: Tensor, train: Hidden, held: Hidden, config: LocalizerConfig
+    start_G4H: Tensor, train: Hidden, choosing: Hidden, config: LocalizerConfig
 ) -> tuple[Tensor, Tensor]:
     heads_G4H = start_G4H.clone().requires_grad_()
     optimizer = torch.optim.Adam([heads_G4H], lr=config.classwise_learning_rate)
     with torch.no_grad():
-        shared_loss_G = _losses(heads_G4H, held, config.loss)
+        shared_loss_G = _losses(heads_G4H, choosing, config.loss)
     best_loss_G, best_G4H = shared_loss_G, start_G4H.clone()
     for _ in range(config.classwise_epochs):
         pull = (heads_G4H - start_G4H).square().sum()
@@ -96,9 +95,9 @@ def _fine_tune_stack(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         with torch.no_grad():
-            held_loss_G = _losses(heads_G4H, held, config.loss)
-            better_G = held_loss_G < best_loss_G
-            best_loss_G = torch.where(better_G, held_loss_G, best_loss_G)
+            loss_G = _losses(heads_G4H, choosing, config.loss)
+            better_G = loss_G < best_loss_G
+            best_loss_G = torch.where(better_G, loss_G, best_loss_G)
             best_G4H = torch.where(better_G[:, None, None], heads_G4H, best_G4H)
     return best_G4H.detach(), best_loss_G < shared_loss_G
 
@@ -109,34 +108,3 @@ def _losses(heads_G4H: Tensor, batch: Hidden, loss: str) -> Tensor:
     is_there_GB = batch.classes_N >= 0
     losses_GB = box_loss(pred_GB4, batch.boxes_NM4, loss) * is_there_GB
     return losses_GB.sum(1) / is_there_GB.sum(1)
-
-
-def fine_tune_in_a_loop(
-    shared_4H: Tensor, train: Hidden, held: Hidden, classes_G: Tensor, config: LocalizerConfig
-) -> tuple[Tensor, Tensor]:
-    """Do what `fine_tune` does, one class after the other: the reference, and the slow way."""
-    heads, gained = [], []
-    for one in classes_G.tolist():
-        mine, judges = (
-            (data.hidden_NH[data.classes_N == one], data.boxes_NM4[data.classes_N == one])
-            for data in (train, held)
-        )
-        last = nn.Linear(shared_4H.shape[1], 4, bias=False)
-        last.weight = nn.Parameter(shared_4H.clone())
-        optimizer = torch.optim.Adam(last.parameters(), lr=config.classwise_learning_rate)
-        with torch.no_grad():
-            before = best_loss = float(box_loss(last(judges[0]), judges[1], config.loss).mean())
-        best = shared_4H
-        for _ in range(config.classwise_epochs):
-            loss = box_loss(last(mine[0]), mine[1], config.loss).mean()
-            loss = loss + config.classwise_pull * (last.weight - shared_4H).square().sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            with torch.no_grad():
-                held_loss = float(box_loss(last(judges[0]), judges[1], config.loss).mean())
-            if held_loss < best_loss:
-                best_loss, best = held_loss, last.weight.detach().clone()
-        heads.append(best)
-        gained.append(best_loss < before)
-    return torch.stack(heads), torch.tensor(gained)

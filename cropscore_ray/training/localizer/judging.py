@@ -1,4 +1,4 @@
-"""What trained networks say of images, in a worker: a voter's confidence, and the baselines."""
+"""What is measured with trained networks, in a worker: a voter's confidence, and the baselines."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -74,10 +74,10 @@ def fit_baselines(bundle: Bundle, rows: pa.Table, worker: Worker) -> dict[str, A
     labelled = labelled_images(rows)
     unit = unit_boxes(rows, labelled)
     chosen = np.arange(0, len(labelled), max(1, len(labelled) // _CAM_IMAGES))
-    some = labelled.take(chosen)
+    images = labelled.take(chosen)
     maps, boxes = [], []
-    for i, pixels in _readable(some.uris, partial(worker.progress, "localizer, baselines")):
-        classes_GK = torch.tensor([[some.classes[i]]], device=scorer.device)
+    for i, pixels in _readable(images.uris, partial(worker.progress, "localizer, baselines")):
+        classes_GK = torch.tensor([[images.classes[i]]], device=scorer.device)
         maps.append(scorer.class_maps([pixels], classes_GK)[0, 0].cpu().numpy())
         boxes.append(unit[chosen[i]])
     if not maps:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -82,10 +82,19 @@ def with_mirror_images(data: ScoredImages) -> ScoredImages:
     )
 
 
+class ScoredShares(NamedTuple):
+    """The localizer's images."""
+
+    train: ScoredImages
+    """To learn boxes from."""
+    choosing: ScoredImages
+    """Others, which choose the epoch and each class's step."""
+    judging: ScoredImages
+    """Others again, which fit the confidence."""
+
+
 def train_localizer(
-    train: ScoredImages,
-    choosing: ScoredImages,
-    judging: ScoredImages,
+    shares: ScoredShares,
     *,
     num_classes: int,
     config: LocalizerConfig,
@@ -94,28 +103,20 @@ def train_localizer(
 ) -> tuple[Regressors, dict[str, Any]]:
     """Train the shared regressor, the class-wise ones and the confidence.
 
-    Args:
-        train: images to learn boxes from.
-        choosing: others, which choose the epoch and each class's step.
-        judging: others again, which fit the confidence.
-        num_classes: of the model.
-        config: the settings.
-        seed: of first weights and order.
-        progress: told of epochs.
-
     Returns:
-        the localizer, and what the judging images say: class-known error of the shared
-        and of the class-wise regressors; and how many classes have their own.
+        the regressors, and what the judging images say: class-known error of the shared
+        and of the class-wise ones; and how many classes have their own.
     """
     torch.manual_seed(seed)
-    train = with_mirror_images(train)
+    shares = shares._replace(train=with_mirror_images(shares.train))
+    train, choosing, judging = shares
     shared = joined(
         [
-            _train_shared(train, choosing, num_classes, config, partial(progress, name))
+            _train_shared(shares, num_classes, config, partial(progress, name))
             for name in _names(config.num_regressors)
         ]
     )
-    localizer = _train_classwise(shared, train, choosing, config, progress)
+    localizer = _train_classwise(shared, shares, config, progress)
     boxes_N4 = localizer.boxes(judging.scores_NF, judging.classes_N)
     hits_N = best_iou(boxes_N4, judging.boxes_NM4) >= IOU_THRESHOLD
     confidence = fit_confidence(box_evidence(judging.scores_NF, boxes_N4), hits_N)
@@ -139,16 +140,16 @@ def _names(num_regressors: int) -> list[str]:
     return [f"localizer, shared {i} of {num_regressors}" for i in range(1, num_regressors + 1)]
 
 
-def joined(some: list[Regressors]) -> Regressors:
-    """Return one regressor that gives the mean of several: their layers side by side."""
+def joined(members: list[Regressors]) -> Regressors:
+    """Return a regressor that gives the mean of several: their layers side by side."""
     hidden: Layers = []
-    for layers in zip(*(one.hidden for one in some), strict=True):
+    for layers in zip(*(member.hidden for member in members), strict=True):
         weights, biases = zip(*layers, strict=True)
         weight = torch.block_diag(*weights) if hidden else torch.cat(weights)  # type: ignore[no-untyped-call]
         hidden.append((weight, torch.cat(biases)))
-    heads_K4H = torch.cat([one.heads_G4H for one in some]) / len(some)
+    heads_K4H = torch.cat([member.heads_G4H for member in members]) / len(members)
     last_4H = torch.cat([*heads_K4H[..., :-1], heads_K4H[..., -1:].sum(0)], 1)
-    return replace(some[0], hidden=hidden, heads_G4H=last_4H[None])
+    return replace(members[0], hidden=hidden, heads_G4H=last_4H[None])
 
 
 def _make_regressor(num_scores: int, first_box_4: Tensor, config: LocalizerConfig) -> nn.Sequential:
@@ -164,13 +165,13 @@ def _make_regressor(num_scores: int, first_box_4: Tensor, config: LocalizerConfi
 
 
 def _train_shared(
-    train: ScoredImages,
-    choosing: ScoredImages,
+    shares: ScoredShares,
     num_classes: int,
     config: LocalizerConfig,
     progress: Callable[[int, int, Callable[[], str]], None],
 ) -> Regressors:
     """Return a regressor for all classes, of the epoch whose loss on `choosing` is lowest."""
+    train, choosing, _ = shares
     # Start from the mean first box: the regressor then learns only what scores tell.
     model = _make_regressor(train.scores_NF.shape[1], train.boxes_NM4[:, 0].mean(0), config)
     features = normalize_scores(train.scores_NF, config.normalization)
@@ -190,15 +191,17 @@ def _train_shared(
         schedule.step()
         model.eval()
         with torch.no_grad():
-            held_loss = float(box_loss(model(chosen_by), choosing.boxes_NM4, config.loss).mean())
-        if not math.isfinite(held_loss):
+            loss_held_back = float(
+                box_loss(model(chosen_by), choosing.boxes_NM4, config.loss).mean()
+            )
+        if not math.isfinite(loss_held_back):
             raise ConfigError(
                 "localizer: the loss is not a number any more",
                 hint="choose a lower localizer.learning_rate",
             )
-        if held_loss < best_loss:
-            best_loss, best = held_loss, copy.deepcopy(model.state_dict())
-        progress(epoch + 1, config.epochs, f"held-back loss {held_loss:.4f}".format)
+        if loss_held_back < best_loss:
+            best_loss, best = loss_held_back, copy.deepcopy(model.state_dict())
+        progress(epoch + 1, config.epochs, f"held-back loss {loss_held_back:.4f}".format)
     model.load_state_dict(best)
     *hidden, last = [layer for layer in model if isinstance(layer, nn.Linear)]
     return Regressors(
@@ -211,18 +214,14 @@ def _train_shared(
 
 
 def _train_classwise(
-    localizer: Regressors,
-    train: ScoredImages,
-    choosing: ScoredImages,
-    config: LocalizerConfig,
-    progress: EpochProgress,
+    localizer: Regressors, shares: ScoredShares, config: LocalizerConfig, progress: EpochProgress
 ) -> Regressors:
     """Fine-tune the last layer of every class that has the images for it; keep what gained."""
     slot_of_class = localizer.slot_of_class.clone()
-    classes_G = _rich_classes(train, choosing, len(slot_of_class), config)
+    classes_G = _rich_classes(shares, len(slot_of_class), config)
     if not len(classes_G):
         return localizer
-    seen, chosen_by = (_hidden(localizer, data) for data in (train, choosing))
+    seen, chosen_by = (_hidden(localizer, data) for data in shares[:2])
     heads_G4H, gained_G = classwise.fine_tune(
         localizer.heads_G4H[0], seen, chosen_by, classes_G, config
     )
@@ -246,12 +245,11 @@ def _hidden(localizer: Regressors, data: ScoredImages) -> Hidden:
     )
 
 
-def _rich_classes(
-    train: ScoredImages, choosing: ScoredImages, num_classes: int, config: LocalizerConfig
-) -> Tensor:
+def _rich_classes(shares: ScoredShares, num_classes: int, config: LocalizerConfig) -> Tensor:
+    """Return the classes that have the images for a last layer of their own."""
     if config.classwise_epochs == 0:
         return torch.empty(0, dtype=torch.int64)
-    counts = torch.bincount(train.classes_N, minlength=num_classes) // 2  # mirrors aside
+    counts = torch.bincount(shares.train.classes_N, minlength=num_classes) // 2  # mirrors aside
     enough = counts >= config.classwise_min_images
-    can_choose = torch.bincount(choosing.classes_N, minlength=num_classes) >= _MIN_CHOOSING
+    can_choose = torch.bincount(shares.choosing.classes_N, minlength=num_classes) >= _MIN_CHOOSING
     return (enough & can_choose).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""What a network should say of crops: their class, or how far they overlap the object.
+"""What a network learns from crops: their class, or how far they overlap the object.
 
 Shape suffixes: N crops, or regions of images; C classes.
 """
@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch.nn import functional as F  # noqa: N812
 
 from cropscore_ray.images.crop import normalize
+from cropscore_ray.models.confidence import minimized
 from cropscore_ray.models.googlenet import Network
 from cropscore_ray.models.inference import best_dtype
-from cropscore_ray.training.data.batches import Batch, on_device
+from cropscore_ray.training.data.batches import Batch, single_images
 from cropscore_ray.training.data.crops import relit
 from cropscore_ray.training.data.images import ImageDataset
 from cropscore_ray.training.objectives.auxiliary import WithAuxHeads
@@ -45,17 +46,14 @@ class CropObjective:
         return WithAuxHeads(network, network.fc.out_features) if self.aux_weight else network
 
     def prepare(self, network: Network, device: torch.device) -> None:
-        """Find out how the untrained scorer's logits of grid squares read as overlaps."""
+        """Measure how the untrained scorer's logits of grid squares read as overlaps."""
         if not self.learns_overlap:
             return
         network.eval()
         logits, overlaps = [torch.empty(0)], [torch.empty(0)]
         num_images = max(_CALIBRATION_IMAGES, _CALIBRATION_CROPS // self.dataset.crops_an_image)
-        step = max(1, len(self.dataset) // num_images)
         with torch.no_grad():
-            for i in range(0, len(self.dataset), step):
-                one = self.dataset[self.dataset.request(i, epoch=0, step=i)]
-                batch = on_device(default_collate([one]), device)
+            for batch in single_images(self.dataset, num_images, device):
                 logits_NC = self._call(network, batch).float()
                 is_square = ~batch["overlap"].isnan()
                 own_logit = logits_NC.gather(1, batch["class_index"][:, None])[:, 0]
@@ -64,17 +62,17 @@ class CropObjective:
         self.calibration = fit_calibration(torch.cat(logits), torch.cat(overlaps))
 
     def state(self) -> Any:
-        """Return what `prepare` found."""
+        """Return what `prepare` measured."""
         return self.calibration.scale, self.calibration.shift
 
     def load(self, state: Any) -> None:
-        """Take what `prepare` found at another time."""
+        """Take what `prepare` measured at another time."""
         self.calibration = Calibration(scale=state[0], shift=state[1])
 
     def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return a pass's mean loss, and how many class crops are judged right, of how many."""
-        found = self._call(module, batch)
-        logits_NC, *aux = [one.float() for one in (found if self.aux_weight else [found])]
+        given = self._call(module, batch)
+        logits_NC, *aux = [logits.float() for logits in (given if self.aux_weight else [given])]
         losses = partial(
             crop_losses,
             batch=batch,
@@ -82,7 +80,7 @@ class CropObjective:
             calibration=self.calibration,
         )
         loss = losses(logits_NC).mean()
-        helped = loss + self.aux_weight * sum(losses(one).mean() for one in aux)
+        helped = loss + self.aux_weight * sum(losses(logits).mean() for logits in aux)
         is_class_crop = batch["overlap"].isnan()
         right = (logits_NC.argmax(1) == batch["class_index"]) & is_class_crop
         return helped, right.sum(), is_class_crop.sum()
@@ -119,19 +117,11 @@ def fit_calibration(logits_N: Tensor, overlaps_N: Tensor) -> Calibration:
     """
     if not len(logits_N):
         return Calibration()
-    weight = torch.tensor([0.1, 0.0], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            weight[0] * logits_N + weight[1], overlaps_N
-        )
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+    def loss(weight: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(weight[0] * logits_N + weight[1], overlaps_N)
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    scale, shift = weight.detach().tolist()
+    scale, shift = minimized(loss, torch.tensor([0.1, 0.0])).tolist()
     return Calibration(scale=max(scale, _SMALLEST_SCALE), shift=shift)
 
 
@@ -147,11 +137,11 @@ def crop_losses(
     moves a logit as hard as a wrong class does.
     """
     is_square = ~batch["overlap"].isnan()
-    class_loss = torch.nn.functional.cross_entropy(
+    class_loss = F.cross_entropy(
         logits_NC, batch["class_index"], reduction="none", label_smoothing=label_smoothing
     )
     own_logit = logits_NC.gather(1, batch["class_index"][:, None])[:, 0]
-    overlap_loss = torch.nn.functional.binary_cross_entropy_with_logits(
+    overlap_loss = F.binary_cross_entropy_with_logits(
         calibration.scale * own_logit + calibration.shift,
         batch["overlap"].nan_to_num(0.0).float(),
         reduction="none",

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import default_collate
 
 from cropscore_ray.models.heads import class_weights
 from cropscore_ray.models.inference import InferenceNetwork
-from cropscore_ray.training.data.batches import Batch, on_device
+from cropscore_ray.training.data.batches import Batch, single_images
 from cropscore_ray.training.data.images import ImageDataset
 
 _SCALE_IMAGES = 200
@@ -39,7 +38,5 @@ class HeadObjective:
         """Take nothing."""
 
     def _some_images(self, device: torch.device) -> Iterator[Batch]:
-        """Yield batches of one image, spread over the dataset, to measure scales on."""
-        for i in range(0, len(self.dataset), max(1, len(self.dataset) // _SCALE_IMAGES)):
-            one = self.dataset[self.dataset.request(i, epoch=0, step=i)]
-            yield on_device(default_collate([one]), device)
+        """Yield images to measure scales on."""
+        return single_images(self.dataset, _SCALE_IMAGES, device)

@@ -23,9 +23,9 @@ class OverlapObjective(HeadObjective):
         network.read.scale.copy_(1 / size_D.clamp_min(1e-2))
 
     def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a pass's mean loss, and how many squares are told right, of how many.
+        """Return a pass's mean loss, and how many squares are judged right, of how many.
 
-        Right is an overlap above one half that is told to be, or one below that is not.
+        Right is the side of one half that the predicted overlap is on.
         """
         embedding_NRD = self._embed(batch)
         classes_N = batch["class_index"].view(len(embedding_NRD), -1)[:, 0]

@@ -67,7 +67,7 @@ class VoteDataset(ImageDataset):
 def draw_window(rng: np.random.Generator, boxes_M4: Boxes, smallest: float) -> tuple[Box, Box]:
     """Draw a part of the image, and return it with the boxes as they lie in it.
 
-    Every second image is seen whole, and so is one whose window would leave out all objects.
+    Every second image is seen whole, and so is an image whose window would leave out all objects.
     """
     whole = np.array([0.0, 0.0, 1.0, 1.0])
     if rng.random() < 0.5:
@@ -76,8 +76,8 @@ def draw_window(rng: np.random.Generator, boxes_M4: Boxes, smallest: float) -> t
     low = rng.uniform(0.0, 1.0 - sides)
     moved_M4 = (boxes_M4 - np.tile(low, 2)) / np.tile(sides, 2)
     seen_M4 = moved_M4.clip(0.0, 1.0)
-    areas = [(one[:, 2:] - one[:, :2]).prod(1) for one in (seen_M4, moved_M4)]
-    counts = areas[0] > _LEAST_SEEN * areas[1]
+    seen_area_M, area_M = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (seen_M4, moved_M4))
+    counts = seen_area_M > _LEAST_SEEN * area_M
     if not counts.any():
         return whole, boxes_M4
     return np.concatenate([low, low + sides]), seen_M4[counts]
@@ -91,10 +91,10 @@ class VoteObjective(HeadObjective):
         squares: dict[str, list[Tensor]] = {"last": [], "inner": [], "whole": []}
         for batch in self._some_images(device):
             maps = self._maps(batch)
-            for name, found in squares.items():
-                found.append(getattr(maps, f"{name}_NDhw").square().mean((0, 2, 3)))
-        for name, found in squares.items():
-            size = torch.stack(found).mean(0).sqrt()
+            for name, means in squares.items():
+                means.append(getattr(maps, f"{name}_NDhw").square().mean((0, 2, 3)))
+        for name, means in squares.items():
+            size = torch.stack(means).mean(0).sqrt()
             network.set_scale(name, 1 / size.clamp_min(1e-2))
 
     def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,7 +138,7 @@ def vote_losses(logits_NV: Tensor, boxes_NV4: Tensor, true_NM4: Tensor) -> Tenso
 
 
 def _cells_inside(boxes_NM4: Tensor, num_votes: int) -> Tensor:
-    """Say which votes' cells lie in which boxes, (N, V, M); no box is less than a cell."""
+    """Return which votes' cells lie in which boxes, (N, V, M); no box is less than a cell."""
     centre_V2 = cell_centres(num_votes, boxes_NM4.device)[None, :, None]
     sides_NM2 = boxes_NM4[..., 2:] - boxes_NM4[..., :2]
     more_NM2 = (0.5 / CELLS - sides_NM2 / 2).clamp_min(0)

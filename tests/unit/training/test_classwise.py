@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from cropscore_ray.bench.localizer import fine_tune_in_a_loop
 from cropscore_ray.config.sections import LocalizerConfig
 from cropscore_ray.models.boxes import NO_BOX
 from cropscore_ray.training.localizer import classwise
-from cropscore_ray.training.localizer.classwise import Hidden, fine_tune, fine_tune_in_a_loop
+from cropscore_ray.training.localizer.classwise import Hidden, fine_tune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -21,6 +21,7 @@ from cropscore_ray.models.regressors import SHARED, Regressors, apply_hidden
 from cropscore_ray.training.data.crops import square_overlaps
 from cropscore_ray.training.localizer.regressor import (
     ScoredImages,
+    ScoredShares,
     joined,
     train_localizer,
     with_mirror_images,
@@ -63,9 +64,7 @@ def train(
     parts = [data.take(some) for some in torch.arange(len(data)).tensor_split([held, 2 * held])]
     choosing, judging, learning = parts
     return train_localizer(
-        learning,
-        choosing,
-        judging,
+        ScoredShares(learning, choosing, judging),
         num_classes=num_classes,
         config=config,
         seed=seed,
@@ -139,7 +138,7 @@ def test_several_regressors_begin_at_other_weights_and_are_named_in_the_progress
     names: list[str] = []
     data = synthetic(60, 2)
     localizer, _ = train_localizer(
-        *(data.take(some) for some in torch.arange(60).tensor_split([40, 50])),
+        ScoredShares(*(data.take(some) for some in torch.arange(60).tensor_split([40, 50]))),
         num_classes=2,
         config=replace(CONFIG, hidden=(8,), epochs=1, classwise_epochs=0, num_regressors=3),
         seed=0,
@@ -179,9 +178,8 @@ def test_images_that_judge_choose_nothing_and_those_that_choose_judge_nothing() 
     learning, choosing, judging, others = (synthetic(80, 2, seed) for seed in range(4))
 
     def result(choosing: ScoredImages, judging: ScoredImages) -> tuple[Regressors, dict[str, Any]]:
-        return train_localizer(
-            learning, choosing, judging, num_classes=2, config=config, seed=0, progress=quiet
-        )
+        shares = ScoredShares(learning, choosing, judging)
+        return train_localizer(shares, num_classes=2, config=config, seed=0, progress=quiet)
 
     (first, told), (second, told_by_others) = result(choosing, judging), result(choosing, others)
     assert torch.equal(first.heads_G4H, second.heads_G4H)

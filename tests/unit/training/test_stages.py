@@ -23,7 +23,7 @@ from cropscore_ray.training import stages
 from cropscore_ray.training.data.crops import CropDataset
 from cropscore_ray.training.data.regions import SquaresDataset
 from cropscore_ray.training.data.shares import Shares, TrainingRun, split_boxed, training_manifest
-from cropscore_ray.training.localizer.regressor import ScoredImages
+from cropscore_ray.training.localizer.regressor import ScoredShares
 from cropscore_ray.training.loop import NetworkTask, Worker
 
 NUM_IMAGES = 60
@@ -138,7 +138,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What `train_regressors` hands on; nothing is trained."""
     found: dict[str, Any] = {}
 
-    def keep(*some: ScoredImages, **options: Any) -> Any:
+    def keep(some: ScoredShares, **options: Any) -> Any:
         del options
         found["scored"] = some
         raise StopIteration
