@@ -55,7 +55,7 @@ def pyramid() -> TrainConfig:
 
 
 def overlap_head() -> TrainConfig:
-    """Return `pyramid` with a head that tells overlaps; the network stays as it is given.
+    """Return `pyramid` with a head that predicts overlaps; the network stays as it is given.
 
     Error cross-validated on 1,000 training images: 34.5, where class scores had 38 to 39.
     """
@@ -162,16 +162,9 @@ def smoke() -> TrainConfig:
     )
 
 
+_RECIPES = (poster, overlap, pyramid, overlap_head, ilsvrc_4k, best, tiny_imagenet, demo, smoke)
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    "poster": poster,
-    "overlap": overlap,
-    "pyramid": pyramid,
-    "overlap-head": overlap_head,
-    "ilsvrc-4k": ilsvrc_4k,
-    "best": best,
-    "tiny-imagenet": tiny_imagenet,
-    "demo": demo,
-    "smoke": smoke,
+    recipe.__name__.replace("_", "-"): recipe for recipe in _RECIPES
 }
 
 

@@ -4,7 +4,6 @@
 are called with manifest rows and their fetched bytes; both turn every failure of an image
 into one row with a status, and lose none. They know nothing of Ray, files or parts.
 """
-# ruff: noqa: N815 (fields that are arrays carry their shape suffix)
 
 import math
 from collections.abc import Iterator
@@ -97,34 +96,32 @@ class ScoreStage:
             top_k=0 if self.config.classes == "label" else self.config.top_k,
             views=self.views,
         )
-        return [
-            _Seen(row=row, size_px=(image.shape[1], image.shape[0]), look=look, place=place)
-            for place, (row, image) in enumerate(good)
-        ]
+        first, seen = 1 if self.config.classes == "predicted" else 0, []
+        for place, (row, image) in enumerate(good):
+            left_out = 1 if first == 0 and row["class_index"] is None else 0
+            seen.append(
+                _Seen(
+                    row=row,
+                    size_px=(image.shape[1], image.shape[0]),
+                    look=look,
+                    mine=(place, slice(left_out, None)),
+                    first_rank=first + left_out,
+                )
+            )
+        return seen
 
     def _rows(self, image: "_Seen | _Failed") -> list[Row]:
         if isinstance(image, _Failed):
             return [self._failed(image.row, image.error)]
-        look = image.look
-        look.wait()
-        first = 1 if self.config.classes == "predicted" else 0
-        num_left_out = 1 if first == 0 and image.row["class_index"] is None else 0
-        mine = image.place, slice(num_left_out, None)
-        classes_K = look.classes_GK[mine]
-        chosen = _Chosen(
-            first_rank=first + num_left_out,
-            classes_K=classes_K,
-            probabilities_K=look.probabilities_GK[mine],
-            views=[view[mine] for view in look.views],
-        )
-        return self._looked_at(image, chosen)
+        image.look.wait()
+        return self._looked_at(image)
 
     def _failed(self, row: Row, error: ImageError) -> Row:
         return {"image_id": row["image_id"], "status": error.status, "error": str(error)}
 
-    def _looked_at(self, image: "_Seen", chosen: "_Chosen") -> list[Row]:
-        [scores_KS] = chosen.views
-        pairs = zip(chosen.classes_K.tolist(), scores_KS.numpy(), strict=True)
+    def _looked_at(self, image: "_Seen") -> list[Row]:
+        [scores_KS] = image.views
+        pairs = zip(image.classes_K.tolist(), scores_KS.numpy(), strict=True)
         return [
             {
                 "image_id": image.row["image_id"],
@@ -133,7 +130,7 @@ class ScoreStage:
                 "scores": scores_S,
                 "status": schema.OK,
             }
-            for rank, (class_index, scores_S) in enumerate(pairs, chosen.first_rank)
+            for rank, (class_index, scores_S) in enumerate(pairs, image.first_rank)
         ]
 
 
@@ -152,18 +149,20 @@ class _Seen:
     row: Row
     size_px: tuple[int, int]
     look: Look
-    place: int
-    """Of the image in the look."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Chosen:
-    """What the networks say of one image, for the K classes that get a row."""
-
+    mine: tuple[int, slice]
+    """Its place in the look, and those of the K classes that get a row."""
     first_rank: int
-    classes_K: Tensor
-    probabilities_K: Tensor
-    views: list[Tensor]
+    """The rank of the first of these classes."""
+
+    @property
+    def classes_K(self) -> Tensor:  # noqa: N802
+        """The classes that get a row."""
+        return self.look.classes_GK[self.mine]
+
+    @property
+    def views(self) -> list[Tensor]:
+        """What was asked for of these classes."""
+        return [view[self.mine] for view in self.look.views]
 
 
 class LocalizeStage(ScoreStage):
@@ -189,25 +188,25 @@ class LocalizeStage(ScoreStage):
             "height_px": row["height_px"],
         }
 
-    def _looked_at(self, image: _Seen, chosen: _Chosen) -> list[Row]:
+    def _looked_at(self, image: _Seen) -> list[Row]:
         width, height = image.size_px
         sides = np.array([width, height, width, height], np.float32)
-        figures_KF, *maps = chosen.views
-        unit_K4, confidence_K = self.localizer.boxes(figures_KF, chosen.classes_K)
+        figures_KF, *maps = image.views
+        unit_K4, confidence_K = self.localizer.boxes(figures_KF, image.classes_K)
+        probabilities = image.look.probabilities_GK[image.mine].tolist()
         confidences, boxes = confidence_K.tolist(), (unit_K4.numpy() * sides).tolist()
         rows = []
-        for i, class_index in enumerate(chosen.classes_K.tolist()):
-            probability = float(chosen.probabilities_K[i])
+        for i, class_index in enumerate(image.classes_K.tolist()):
             rows.append(
                 {
                     "image_id": image.row["image_id"],
                     "image_uri": image.row["image_uri"],
                     "width_px": width,
                     "height_px": height,
-                    "class_rank": chosen.first_rank + i,
+                    "class_rank": image.first_rank + i,
                     "class_index": class_index,
                     "class_name": self.bundle.classes[class_index].name,
-                    "class_score": None if math.isnan(probability) else probability,
+                    "class_score": None if math.isnan(probabilities[i]) else probabilities[i],
                     **dict(zip(schema.SIDES, boxes[i], strict=True)),
                     "confidence": confidences[i],
                     "cam_xyxy": self._cam_box(maps[0][i], sides) if maps else None,

@@ -137,7 +137,7 @@ class CropScorer:
     def _mark(self) -> Callable[[], None]:
         """Return what waits until all that is queued now is done, and no longer."""
         if self.device.type == "cpu":
-            return _nothing_to_wait_for
+            return lambda: None
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         return event.synchronize
@@ -247,10 +247,6 @@ class CropScorer:
 def whole_images(images_G: list[Image], side: int, *, with_mirrors: bool = False) -> Crops:
     """Return whole images as squares of a side; behind each its mirror image, if asked for."""
     return _crops(images_G, ((0.0, 0.0, 1.0, 1.0),), side, with_mirrors=with_mirrors)
-
-
-def _nothing_to_wait_for() -> None:
-    pass
 
 
 def _to_host(values: Tensor) -> Tensor:

@@ -160,7 +160,8 @@ def _run_to_the_end(make_trainer: Callable[[], TorchTrainer], name: str, storage
         before = find()
         try:
             with _as_keyboard_interrupt():
-                return _unpack(make_trainer().fit().return_value)
+                packed = io.BytesIO(make_trainer().fit().return_value)
+                return torch.load(packed, map_location="cpu", weights_only=True)
         except RayError as error:  # with the node of this process goes that of the controller
             raise CropscoreError(
                 f"training {name} was lost: {events.innermost(error)}",
@@ -235,7 +236,3 @@ def _last_checkpoint(storage_uri: str, name: str) -> str | None:
             hint=f"delete {where} to begin this training anew",
         ) from error
     return checkpoint.path if checkpoint else None
-
-
-def _unpack(packed: bytes) -> Any:
-    return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)

@@ -50,8 +50,11 @@ def worker_loop(loop_config: dict[str, Any]) -> Any:
         progress=progress,
         resumed=_resumed_state(),
     )
-    result = loop_config["training"](worker)
-    return _pack(result) if rank == 0 else None
+    result, packed = loop_config["training"](worker), io.BytesIO()
+    if rank != 0:
+        return None
+    torch.save(result, packed)  # Ray Train refuses to return tensors
+    return packed.getvalue()
 
 
 def cores_of_worker(cpus_of_node: float, num_workers: int) -> int:
@@ -61,13 +64,6 @@ def cores_of_worker(cpus_of_node: float, num_workers: int) -> int:
     told of more than there are.
     """
     return max(1, min(int(cpus_of_node), os.cpu_count() or 1) // num_workers)
-
-
-def _pack(result: Any) -> bytes:
-    """Return a result as bytes: Ray Train refuses to return tensors."""
-    buffer = io.BytesIO()
-    torch.save(result, buffer)
-    return buffer.getvalue()
 
 
 def _total(sums: torch.Tensor) -> torch.Tensor:
