@@ -1,6 +1,6 @@
 """The job behind `cropscore train`: a manifest becomes a model bundle, stage by stage.
 
-What need not be done again, and what may not change, `training.ledger` knows.
+`training.ledger` decides what need not be done again, and what may not change.
 """
 
 from dataclasses import replace
@@ -66,7 +66,7 @@ def run(
         )
     manifest = training_manifest(data, split)
     if stage == "all":
-        split_boxed(manifest, config)  # says before hours of classifiers that there are no boxes
+        split_boxed(manifest, config)  # fails before hours of classifiers if there are no boxes
     first_uri = manifest.table["image_uri"][0].as_py() if len(manifest.table) else ""
     if isinstance(archives.parse(first_uri), archives.Cell):
         shown.say(

@@ -38,7 +38,7 @@ from cropscore_ray.progress import Snapshot
 
 logger = logging.getLogger(__name__)
 
-_FETCH_CPUS = 0.1  # who fetches waits for the store most of the time
+_FETCH_CPUS = 0.1  # fetching is waiting for the store most of the time
 _COUNTED_AT_ONCE = 64  # files
 
 Link = Callable[[ray.data.Dataset, "Todo"], ray.data.Dataset]
@@ -137,7 +137,7 @@ def _do_parts(
     session.connect()
     progress.shows.append(RunTelemetry(run.folder.uri).show)
     with events.queue(progress.worked, progress.tick) as queue, warnings.catch_warnings():
-        # Ray says so where a folder, whose size nobody knows yet, is a single part.
+        # Ray warns where a folder, whose size is not known yet, is a single part.
         warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
         todo = Todo(run=run, done=done, num_left=num_left, pool=pool(workers), queue=queue)
         for summary in link(_fetched_parts(todo), todo).iter_rows():
@@ -169,10 +169,10 @@ def _fetched_parts(todo: Todo) -> ray.data.Dataset:
 def scored(scoring: Scoring, fetched: ray.data.Dataset, todo: Todo) -> ray.data.Dataset:
     """Add what actors with the model do with the images."""
     crashes = ray.remote(Crashes).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-    most, told = todo.pool.most, (todo.queue, crashes.remote())
+    most = todo.pool.most
     return fetched.map_batches(
         StageActor,
-        fn_constructor_args=(scoring, todo.run.folder, todo.pool, *told),
+        fn_constructor_args=(scoring, todo.run.folder, todo.pool, todo.queue, crashes.remote()),
         batch_size=1,  # a part; Ray wants it said for GPUs
         batch_format="pyarrow",
         compute=ActorPoolStrategy(

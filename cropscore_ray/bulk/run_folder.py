@@ -1,4 +1,4 @@
-"""The run folder: what a bulk run is, what of it is done, and who may go on with it.
+"""The run folder: what a bulk run is, what of it is done, and which runs may go on with it.
 
 A run is cut into parts of consecutive manifest rows; part i is one file whose name says
 i, written whole or not at all. So what is done is read off the folder, and doing a part
@@ -25,7 +25,7 @@ _UNREACHED = "unreached"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFolder:
-    """A run folder opened for writing; `complete` tells whether nothing is left to do."""
+    """A run folder opened for writing; `complete` if nothing is left to do."""
 
     uri: str
     table: str
@@ -136,8 +136,8 @@ def open_run(
         uri: the run folder.
         table: the name of its table: predictions, scores or, of a packed set, manifest.
         identity: what makes two runs the same: command, model, manifest and config.
-        facts: what else run.json should tell.
-        held: its lock; None: nobody else is there.
+        facts: what else stands in run.json.
+        held: its lock; None: no other run is at work there.
 
     Raises:
         RunConflictError: the folder holds another run, or files that are no run.

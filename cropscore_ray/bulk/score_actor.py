@@ -72,7 +72,9 @@ class StageActor:
         self.folder = folder
         self.crashes = crashes
         device, gpu_uuid = torch.device("cpu"), None
-        if pool.num_gpus and torch.cuda.is_available():  # Ray hides no GPU from who wants none
+        if (
+            pool.num_gpus and torch.cuda.is_available()
+        ):  # Ray hides no GPU from an actor that wants none
             device = torch.device("cuda")
             gpu_uuid = str(torch.cuda.get_device_properties(device).uuid)
         else:
@@ -127,7 +129,7 @@ class StageActor:
             return None
 
     def _one_by_one(self, number: int, rows: list[Row], attempt: Attempt) -> Iterator[list[Row]]:
-        """Yield each image's rows; before each, say that it is next: the process may die at it."""
+        """Yield each image's rows; note each before it is looked at: the process may die at it."""
         for group, fetched in self._groups(rows, attempt):
             for row, image in zip(group, fetched, strict=True):
                 events.ask(self.crashes.at, number, row["image_id"])

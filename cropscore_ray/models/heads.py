@@ -36,7 +36,7 @@ class ByClass(nn.Module):
 class OverlapHead(nn.Module):
     """From embeddings of crops and a class to how far each crop overlaps an object of it.
 
-    A class's own score says little of that: it is as high where half of the object is in sight,
+    A class's own score depends little on that: it is as high where half of the object is in sight,
     or where much else is. An embedding holds more than the score reads out of it.
     """
 

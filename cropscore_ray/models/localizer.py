@@ -1,7 +1,7 @@
 """From images and classes to boxes: through the scores of 140 squares, or through votes of cells.
 
-Which of the two a model's localizer is, its mode says. Each has two halves: `look` queues work on
-the networks' device, and `boxes` computes in the host's memory from what came of that.
+A model's mode decides which of the two its localizer is. Each has two halves: `look` queues work
+on the networks' device, and `boxes` computes in the host's memory from what came of that.
 
 Shape suffixes: G images; K classes of each; F figures: 140 scores, or a box and its evidence.
 """

@@ -46,7 +46,7 @@ View = Callable[[list[Image], Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """What the networks say of a group of images, in the host's memory; `wait` before use."""
+    """What networks give for a group of images, in the host's memory; `wait` before use."""
 
     classes_GK: Tensor
     """The given class first, if there was a given one, then the most probable, in that order."""

@@ -1,6 +1,6 @@
 """What of a training is done, stale or settled: a bundle's parts beside settings and images.
 
-A job asks before each stage. Nothing is trained here, and nobody is told.
+A job asks before each stage. Nothing is trained or shown here.
 """
 
 import hashlib
@@ -132,7 +132,7 @@ def check_upstream(stage: str, bundle: Bundle, images: str) -> list[str]:
         ConfigError: the scorer learnt from others, and the localizer would trust it too much.
     """
     bundle.require(*upstream(stage))
-    # Parts of older versions do not say.
+    # Parts of older versions lack this.
     seen = {name: bundle.parts[name]["metrics"].get("images") for name in upstream(stage)}
     if bundle.config.scorer.epochs and seen.get(SCORER) not in (None, images):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Stochastic training of networks in a plain process; one of several workers, or alone.
+"""Stochastic training of networks in a plain process, alone or as one of several workers.
 
 What is particular to a cluster (gradients averaged over workers, checkpoints that outlive
 a node) enters through `Worker`, so that the same loop runs in a test without Ray.
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -28,7 +27,7 @@ State = dict[str, Any]
 
 
 def ignore(*event: Any) -> None:
-    """Do nothing with what is told."""
+    """Do nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ class Worker:
     checkpoint: Callable[[dict[str, Any], Callable[[], State]], None] = ignore
     """Called by all workers with metrics and, for the one that needs it, the state."""
     progress: Callable[[str, int, int, Callable[[], str]], None] = ignore
-    """Told the network's name, steps done, steps in all and, if it asks, how it goes."""
+    """Called with the network's name, steps done, steps in all, and what returns how it goes."""
     resumed: State | None = None
     """The state of the last checkpoint of a training that was stopped."""
 
@@ -113,15 +112,13 @@ def _train_network(task: NetworkTask, worker: Worker, state: State) -> State:
     else:
         task.objective.prepare(session.network, worker.device)
     for metrics in session.run():
-        snapshot = partial(_snapshot, state["finished"], session)
-        worker.checkpoint({"network": task.name, **metrics}, snapshot)
-    final = session.final().state_dict()
-    weights = {name: weight.detach().cpu() for name, weight in final.items()}
+        worker.checkpoint(
+            {"network": task.name, **metrics},
+            lambda: {"finished": state["finished"], "current": session.state()},
+        )
+    kept = session.average.module if session.average else session.network
+    weights = {name: weight.detach().cpu() for name, weight in kept.state_dict().items()}
     return {"weights": weights, "metrics": session.history}
-
-
-def _snapshot(finished: State, session: "_Session") -> State:
-    return {"finished": finished, "current": session.state()}
 
 
 class _Session:
@@ -147,10 +144,6 @@ class _Session:
         self.began_s = 0.0
         """When this epoch would have begun, had it run from then to now without a break."""
         self.seconds, self.waited_s = 0.0, 0.0  # of this epoch
-
-    def final(self) -> nn.Module:
-        """Return the network to keep: the moving average, if there is one."""
-        return self.average.module if self.average else self.network
 
     def state(self) -> State:
         """Return all that a training needs to go on from here."""
@@ -264,7 +257,7 @@ class _Session:
         }
 
     def _line(self) -> str:
-        """Return how the epoch goes, as this worker alone can tell: the others have as much."""
+        """Return how the epoch goes, as if the other workers had what this worker has."""
         metrics = self._metrics(self.totals + self.worker.num_workers * self.sums)
         taken = (self.step - 1) % self.plan.steps_an_epoch + 1
         rate = taken * self.plan.batch_size / self.seconds

@@ -60,8 +60,8 @@ def worker_loop(loop_config: dict[str, Any]) -> Any:
 def cores_of_worker(cpus_of_node: float, num_workers: int) -> int:
     """Return a worker's share of the cores of its node.
 
-    A container may see more cores than it has; what Ray was told is what it has. A local Ray is
-    told of more than there are.
+    A container may see more cores than it has; Ray's number is what it has. That of a local Ray
+    may be more than there are.
     """
     return max(1, min(int(cpus_of_node), os.cpu_count() or 1) // num_workers)
 

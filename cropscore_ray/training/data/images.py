@@ -97,8 +97,8 @@ class Request:
 class ImageDataset(Dataset[dict[str, Any]]):
     """Something of each image an epoch; an unreadable image is replaced by the next one.
 
-    Not so where a storage fails, after the retries of `fetch`: then an outage would change what
-    is learnt, and nobody would know.
+    Not so where a storage fails, after the retries of `fetch`: then an outage would silently change
+    what is learnt.
     """
 
     crops_an_image = 1

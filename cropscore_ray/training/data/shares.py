@@ -59,7 +59,7 @@ class Shares:
     choosing: pa.Table
     """Held back: they choose the localizer's epoch and its class-wise steps; none for a voter."""
     judging: pa.Table
-    """Held back: they fit the confidence and give the error that is told, and nothing else."""
+    """Held back: they fit the confidence and give the held-back error, and nothing else."""
 
     @property
     def held_back(self) -> pa.Table:

@@ -30,7 +30,7 @@ _CAM_IMAGES = 300  # enough to choose one threshold of a coarse grid
 
 logger = logging.getLogger(__name__)
 
-Told = Callable[[int, int, Callable[[], str]], None]
+CountProgress = Callable[[int, int, Callable[[], str]], None]
 
 
 def fit_voter(
@@ -91,7 +91,9 @@ def fit_baselines(bundle: Bundle, rows: pa.Table, worker: Worker) -> dict[str, A
     }
 
 
-def _readable(uris: Sequence[str], told: Told) -> Iterator[tuple[int, Pixels | Tensor]]:
+def _readable(
+    uris: Sequence[str], progress: CountProgress
+) -> Iterator[tuple[int, Pixels | Tensor]]:
     """Yield the images that can be read, and where they stand; the next is decoded meanwhile.
 
     Pillow decodes for a GPU too, as it does for trainings.
@@ -110,4 +112,4 @@ def _readable(uris: Sequence[str], told: Told) -> Iterator[tuple[int, Pixels | T
             logger.warning("left out: %s (%s)", pixels, pixels.status)
         else:
             yield i, pixels
-        told(i + 1, len(uris), str)
+        progress(i + 1, len(uris), str)

@@ -37,7 +37,7 @@ from cropscore_ray.training.localizer import classwise
 from cropscore_ray.training.localizer.classwise import Hidden
 from cropscore_ray.training.objectives.boxes import box_loss
 
-_MIN_CHOOSING = 2  # fewer images cannot tell whether a class gained
+_MIN_CHOOSING = 2  # fewer images cannot show whether a class gained
 
 EpochProgress = Callable[[str, int, int, Callable[[], str]], None]
 
@@ -104,7 +104,7 @@ def train_localizer(
     """Train the shared regressor, the class-wise ones and the confidence.
 
     Returns:
-        the regressors, and what the judging images say: class-known error of the shared
+        the regressors, and figures on the judging images: class-known error of the shared
         and of the class-wise ones; and how many classes have their own.
     """
     torch.manual_seed(seed)
@@ -172,7 +172,7 @@ def _train_shared(
 ) -> Regressors:
     """Return a regressor for all classes, of the epoch whose loss on `choosing` is lowest."""
     train, choosing, _ = shares
-    # Start from the mean first box: the regressor then learns only what scores tell.
+    # Start from the mean first box: the regressor then learns only what scores add.
     model = _make_regressor(train.scores_NF.shape[1], train.boxes_NM4[:, 0].mean(0), config)
     features = normalize_scores(train.scores_NF, config.normalization)
     chosen_by = normalize_scores(choosing.scores_NF, config.normalization)

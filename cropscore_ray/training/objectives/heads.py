@@ -3,18 +3,16 @@
 Shape suffixes: C classes; D channels.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from cropscore_ray.models.heads import class_weights
 from cropscore_ray.models.inference import InferenceNetwork
-from cropscore_ray.training.data.batches import Batch, single_images
 from cropscore_ray.training.data.images import ImageDataset
 
-_SCALE_IMAGES = 200
+SCALE_IMAGES = 200
+"""Images on which the scales of channels are measured."""
 
 
 class HeadObjective:
@@ -36,7 +34,3 @@ class HeadObjective:
 
     def load(self, state: Any) -> None:
         """Take nothing."""
-
-    def _some_images(self, device: torch.device) -> Iterator[Batch]:
-        """Yield images to measure scales on."""
-        return single_images(self.dataset, _SCALE_IMAGES, device)

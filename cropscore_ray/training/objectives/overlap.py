@@ -9,8 +9,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from cropscore_ray import grid
 from cropscore_ray.models.heads import OverlapHead
-from cropscore_ray.training.data.batches import Batch
-from cropscore_ray.training.objectives.heads import HeadObjective
+from cropscore_ray.training.data.batches import Batch, single_images
+from cropscore_ray.training.objectives.heads import SCALE_IMAGES, HeadObjective
 
 
 class OverlapObjective(HeadObjective):
@@ -18,7 +18,10 @@ class OverlapObjective(HeadObjective):
 
     def prepare(self, network: OverlapHead, device: torch.device) -> None:
         """Scale each channel of the embedding to unit size, as measured on some images."""
-        squares = [self._embed(batch).square().mean((0, 1)) for batch in self._some_images(device)]
+        squares = [
+            self._embed(batch).square().mean((0, 1))
+            for batch in single_images(self.dataset, SCALE_IMAGES, device)
+        ]
         size_D = torch.stack(squares).mean(0).sqrt()
         network.read.scale.copy_(1 / size_D.clamp_min(1e-2))
 

@@ -23,9 +23,9 @@ from cropscore_ray.models.voter import (
     voted_boxes,
     voter_maps,
 )
-from cropscore_ray.training.data.batches import Batch
+from cropscore_ray.training.data.batches import Batch, single_images
 from cropscore_ray.training.data.images import Box, ImageDataset, LabelledImages, Request
-from cropscore_ray.training.objectives.heads import HeadObjective
+from cropscore_ray.training.objectives.heads import SCALE_IMAGES, HeadObjective
 
 _MOST_BOXES = 32  # an image's largest ones; crowds of more small objects are rare
 _LEAST_SEEN = 0.3  # of an object's area must be in the window for it to count
@@ -89,7 +89,7 @@ class VoteObjective(HeadObjective):
     def prepare(self, network: VotingHeads, device: torch.device) -> None:
         """Scale each channel of the maps to unit size, as measured on some images."""
         squares: dict[str, list[Tensor]] = {"last": [], "inner": [], "whole": []}
-        for batch in self._some_images(device):
+        for batch in single_images(self.dataset, SCALE_IMAGES, device):
             maps = self._maps(batch)
             for name, means in squares.items():
                 means.append(getattr(maps, f"{name}_NDhw").square().mean((0, 2, 3)))
