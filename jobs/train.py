@@ -113,7 +113,11 @@ def _train_stage(
     for note in ledger.check_upstream(stage, bundle, images):
         shown.say(note)
     run.held.require()
-    bundle = _drop_stale(stage, bundle, shown)
+    kept = ledger.without_stale(stage, bundle)
+    if dropped := sorted(bundle.parts.keys() - kept.parts.keys()):
+        shown.say(f"{stage}: to be trained again, so {', '.join(dropped)} leave the model")
+    bundle = kept
+    save_bundle(bundle)
     trained = _train(stage, fingerprint, run, bundle, manifest, shown)
     for name, part in trained.items():
         run.held.require()
@@ -126,16 +130,6 @@ def _train_stage(
         )
     storage.delete_folder(_folder(run, stage))
     return bundle
-
-
-def _drop_stale(stage: str, bundle: Bundle, shown: Progress) -> Bundle:
-    """Save the bundle without what this stage makes stale."""
-    current = ledger.without_stale(stage, bundle)
-    dropped = sorted(bundle.parts.keys() - current.parts.keys())
-    if dropped:
-        shown.say(f"{stage}: to be trained again, so {', '.join(dropped)} leave the model")
-    save_bundle(current)
-    return current
 
 
 def _train(

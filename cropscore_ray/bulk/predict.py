@@ -195,25 +195,23 @@ class LocalizeStage(ScoreStage):
         unit_K4, confidence_K = self.localizer.boxes(figures_KF, image.classes_K)
         probabilities = image.look.probabilities_GK[image.mine].tolist()
         confidences, boxes = confidence_K.tolist(), (unit_K4.numpy() * sides).tolist()
-        rows = []
-        for i, class_index in enumerate(image.classes_K.tolist()):
-            rows.append(
-                {
-                    "image_id": image.row["image_id"],
-                    "image_uri": image.row["image_uri"],
-                    "width_px": width,
-                    "height_px": height,
-                    "class_rank": image.first_rank + i,
-                    "class_index": class_index,
-                    "class_name": self.bundle.classes[class_index].name,
-                    "class_score": None if math.isnan(probabilities[i]) else probabilities[i],
-                    **dict(zip(schema.SIDES, boxes[i], strict=True)),
-                    "confidence": confidences[i],
-                    "cam_xyxy": self._cam_box(maps[0][i], sides) if maps else None,
-                    "status": schema.OK,
-                }
-            )
-        return rows
+        return [
+            {
+                "image_id": image.row["image_id"],
+                "image_uri": image.row["image_uri"],
+                "width_px": width,
+                "height_px": height,
+                "class_rank": image.first_rank + i,
+                "class_index": class_index,
+                "class_name": self.bundle.classes[class_index].name,
+                "class_score": None if math.isnan(probabilities[i]) else probabilities[i],
+                **dict(zip(schema.SIDES, boxes[i], strict=True)),
+                "confidence": confidences[i],
+                "cam_xyxy": self._cam_box(maps[0][i], sides) if maps else None,
+                "status": schema.OK,
+            }
+            for i, class_index in enumerate(image.classes_K.tolist())
+        ]
 
     def _cam_box(self, map_hw: Tensor, sides: NDArray[np.float32]) -> list[float]:
         unit = baselines.cam_box(map_hw, self.bundle.baselines["cam_threshold"])
