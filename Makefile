@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help demo test test-cluster test-all soak check clean
+.PHONY: help demo test test-cluster test-all soak check docs clean
 
 help:
 	@echo "make demo          draw images, train, localize, evaluate, report: into demo/"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-all      all tests, the soak too: an hour; another with real images"
 	@echo "make soak          a training and a bulk run, killed again and again: half an hour"
 	@echo "make check         format, lint, types, import rules"
+	@echo "make docs          the documentation as a site: build/docs/index.html; installs Sphinx first"
 	@echo "make clean         remove .venv and what the targets left"
 
 demo: $(STAMP)
@@ -34,6 +35,15 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/docs-installed
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet --fresh-env docs build/docs
+	@echo build/docs/index.html
+
+.venv/docs-installed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

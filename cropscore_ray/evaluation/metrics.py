@@ -2,7 +2,7 @@
 
 Figures are fractions, in the sense of the ILSVRC development kit (eval_clsloc.m): any
 instance of the class counts, IoU >= 0.5 in float64, five guesses, images without boxes
-(the blacklist among them) leave localization but not classification. docs/metrics.md
+(the blacklist among them) leave localization but not classification. docs/reference/metrics.md
 says what each figure means. This module needs no images and no network.
 """
 

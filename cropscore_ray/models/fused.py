@@ -1,7 +1,7 @@
 """Networks rebuilt for scoring: the same numbers from fewer passes over memory.
 
 Batch norm is folded, convolutions that read the same input are merged, and ReLU and pooling
-write nothing that nobody reads. What each step brought: docs/performance.md.
+write nothing that nobody reads. What each step brought: docs/measurements/performance.md.
 """
 
 import copy

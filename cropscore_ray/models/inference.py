@@ -70,7 +70,7 @@ class InferenceNetwork:
         """Return a function compiled for constant shapes on a GPU, as it is on a CPU.
 
         A GPU captures each shape as a CUDA graph. On a CPU a compiler brings 3 % and costs 10
-        to 20 seconds a shape, and a machine may not have one (docs/performance.md).
+        to 20 seconds a shape, and a machine may not have one (docs/measurements/performance.md).
         """
         if self.device.type != "cuda":
             return function

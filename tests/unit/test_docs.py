@@ -1,15 +1,18 @@
 """The pages say what the code does: commands, columns, statuses, keys, recipes, links."""
 
+import importlib.util
 import json
 import re
 import shlex
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import click
 import pytest
 
-from cropscore_ray import schema
+import cropscore_ray
+from cropscore_ray import errors, schema
 from cropscore_ray.bulk import run_folder
 from cropscore_ray.cli import main
 from cropscore_ray.datasets.manifest import Manifest
@@ -18,8 +21,11 @@ from cropscore_ray.jobs import bench, recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DECISIONS = sorted((ROOT / "docs/decisions").glob("*.md"))
 MAX_DECISION_LINES = 40
+MAX_LINE = 100
+KINDS = ("tutorial", "how-to", "reference", "explanation", "measurements", "decisions")
 
 TABLES = {
     "manifest": schema.MANIFEST,
@@ -59,6 +65,8 @@ def command_lines() -> list[tuple[str, str]]:
         for line in code_lines(path.read_text()):
             if match := re.match(r"(?:\$ )?(?:\S*/)?(cropscore (?=\S).*)", line.strip()):
                 found.append((str(path.relative_to(ROOT)), match[1]))
+        if path.name == "commands.md":
+            continue  # its sentences are those of --help, which name commands without arguments
         inline = re.findall(r"`(cropscore [a-z]+ [^`\n]*)`", path.read_text())
         found += [(str(path.relative_to(ROOT)), line) for line in inline]
     return found
@@ -125,25 +133,26 @@ def test_a_command_line_that_does_not_exist_is_found_out(line: str) -> None:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_design_describes_the_columns_of_a_table_in_their_order(name: str) -> None:
-    rows = first_column(section(page("docs/design.md"), f"### {name}"))
+def test_reference_describes_the_columns_of_a_table_in_their_order(name: str) -> None:
+    rows = first_column(section(page("docs/reference/tables.md"), f"## {name}"))
 
     assert rows == TABLES[name].names
 
 
-def test_design_describes_every_status() -> None:
-    rows = first_column(section(page("docs/design.md"), "### Statuses"))
+def test_reference_describes_every_status() -> None:
+    rows = first_column(section(page("docs/reference/tables.md"), "## Statuses"))
 
     assert rows == list(schema.STATUSES)
 
 
-def test_design_describes_the_keys_that_every_run_json_has(tmp_path: Path) -> None:
+def test_reference_describes_the_keys_that_every_run_json_has(tmp_path: Path) -> None:
     run = run_folder.open_run(str(tmp_path), table="predictions", identity={}, facts={})
 
-    assert set(run.record) <= set(first_column(section(page("docs/design.md"), "## Run folder")))
+    described = first_column(section(page("docs/reference/run-folder.md"), "## run.json"))
+    assert set(run.record) <= set(described)
 
 
-def test_design_describes_the_keys_of_a_bundle_and_what_a_run_takes_from_it(
+def test_reference_describes_the_keys_of_a_bundle_and_what_a_run_takes_from_it(
     tmp_path: Path,
 ) -> None:
     from cropscore_ray.config.bulk import LocalizeConfig, RunConfig
@@ -155,17 +164,18 @@ def test_design_describes_the_keys_of_a_bundle_and_what_a_run_takes_from_it(
     save_bundle(bundle)
     run = RunConfig(source="photos", model=model, out="run")
     facts = localize._facts("localize", bundle, run, "m", LocalizeConfig())
-    described = page("docs/design.md")
+    run_json = section(page("docs/reference/run-folder.md"), "## run.json")
+    model_json = section(page("docs/reference/bundle.md"), "## model.json")
 
     in_model_json = json.loads((tmp_path / "model/model.json").read_text())
-    assert first_column(section(described, "## Model bundle")) == list(in_model_json)
-    run_keys = first_column(section(described, "## Run folder"))
+    assert first_column(model_json) == list(in_model_json)
+    run_keys = first_column(run_json)
     assert set(run_keys) == {*facts, "format", "complete", "identity", "counts", "times"}
     for name in facts["config"]:
-        assert f"`{name}`" in section(described, "## Run folder")
+        assert f"`{name}`" in run_json
 
 
-def test_design_describes_the_keys_of_evaluate_json() -> None:
+def test_reference_describes_the_keys_of_evaluate_json() -> None:
     classes = [schema.ImageClass(id="cat", name="cat")]
     image = {"image_id": 0, "image_uri": "a.jpg", "width_px": 8, "height_px": 8}
     truth = {**image, "class_index": 0, "gt_boxes": [[0.0, 0.0, 4.0, 4.0]]}
@@ -175,15 +185,15 @@ def test_design_describes_the_keys_of_evaluate_json() -> None:
 
     values = evaluate(predictions, manifest).to_json()
 
-    described = section(page("docs/design.md"), "## evaluate --json")
+    described = section(page("docs/reference/json.md"), "## evaluate --json")
     assert first_column(described) == list(values)
     for group in ("error", "baselines", "max_box_acc", "by_num_boxes"):
         for name in values[group]:
             assert f"`{name}`" in described, name
 
 
-def test_design_describes_the_ratios_of_bench_json() -> None:
-    described = first_column(section(page("docs/design.md"), "## bench --json"))
+def test_reference_describes_the_ratios_of_bench_json() -> None:
+    described = first_column(section(page("docs/reference/json.md"), "### Ratios"))
     modes = [f"pipeline/bare:{mode}" for mode in ("exact", "pyramid")]
     source = Path(bench.__file__).read_text()
     named = re.findall(r'ratios\["([^"]+)"\]', source)
@@ -193,9 +203,9 @@ def test_design_describes_the_ratios_of_bench_json() -> None:
 
 
 def test_every_recipe_is_described() -> None:
-    models = section(page("docs/first-run.md"), "## Models")
+    listed = section(page("docs/reference/recipes.md"), "## All recipes")
 
-    assert first_column(models.split("| recipe |")[1]) == list(recipes.RECIPES)
+    assert first_column(listed) == list(recipes.RECIPES)
 
 
 def test_readme_has_a_line_for_every_package_of_the_library() -> None:
@@ -207,13 +217,78 @@ def test_readme_has_a_line_for_every_package_of_the_library() -> None:
     )
 
 
+def test_files_that_newcomers_are_sent_to_exist() -> None:
+    listed = section(page("README.md"), "## Where things are")
+    first = re.findall(r"^\| \[([^]]+)]", listed, re.MULTILINE)
+    examples = section(page("CONTRIBUTING.md"), "## Add something")
+
+    assert len(first) == 5
+    for name in [*first, *re.findall(r"`([\w./-]+/[\w-]+\.\w+)`", examples)]:
+        assert (ROOT / name).is_file(), name
+
+
+def test_walk_of_an_image_names_what_the_code_has() -> None:
+    steps = re.findall(
+        r"^\| \d+ \| `([^`]+)` \| `([^`]+)` \|", page("docs/explanation/walk.md"), re.MULTILINE
+    )
+
+    assert len(steps) == 10
+    for file, name in steps:
+        assert re.search(rf"^(?:def|class) {name}\b", page(file), re.MULTILINE), (file, name)
+
+
+def test_python_names_that_the_reference_lists_exist() -> None:
+    listed = first_column(page("docs/reference/python.md"))
+    names = [name for name in listed if name not in ("labels", "classes", "top_k", "progress")]
+
+    for name in names:
+        if not name.endswith("Error"):
+            attrgetter(name)(cropscore_ray)
+        else:
+            assert issubclass(getattr(errors, name), Exception), name
+    listed_first = {name.partition(".")[0] for name in names}
+    assert set(cropscore_ray.__all__) - {"__version__"} <= listed_first
+
+
+def test_generated_pages_of_the_reference_are_what_the_code_says() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    assert spec
+    assert spec.loader
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+
+    for name, text in generate.text_of_pages().items():
+        assert page(f"docs/reference/{name}") == text, "run: python docs/generate.py"
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_lines_of_prose_are_short(path: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    long = [
+        line
+        for line in text.splitlines()
+        if len(line) > MAX_LINE and not line.startswith(("|", "    ", "![")) and "](" not in line
+    ]
+
+    assert not long
+
+
+def test_pages_lie_in_the_folder_of_their_kind_and_in_the_index() -> None:
+    index = page("docs/index.md")
+
+    for path in (ROOT / "docs").rglob("*.md"):
+        kind, _, name = str(path.relative_to(ROOT / "docs")).removesuffix(".md").rpartition("/")
+        assert kind in KINDS or name == "index", path
+        assert kind == "decisions" or name == "index" or f"\n{kind}/{name}\n" in index, path
+
+
 def test_method_has_the_sections_and_rows_that_comments_cite() -> None:
     code = "".join(
         path.read_text()
         for folder in ("cropscore_ray", "jobs")
         for path in (ROOT / folder).rglob("*.py")
     )
-    text = page("docs/method.md")
+    text = page("docs/explanation/method.md")
 
     sections = re.findall(r"METHOD\s+(?:#\s*)?sections? (\d+)(?: and (\d+))?", code)
     rows = re.findall(r"METHOD\s+(?:#\s*)?rows? (\d+)", code)
