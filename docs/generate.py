@@ -124,7 +124,7 @@ def configuration_page() -> str:
 
 
 def dataclasses_of_config() -> list[type]:
-    """Return every dataclass that a module of `cropscore_ray.config` defines."""
+    """Return every class of settings that a module of `cropscore_ray.config` defines."""
     kinds = []
     package = cropscore_ray.config
     for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
@@ -132,7 +132,9 @@ def dataclasses_of_config() -> list[type]:
         kinds += [
             kind
             for kind in vars(module).values()
-            if dataclasses.is_dataclass(kind) and kind.__module__ == info.name
+            if isinstance(kind, type)
+            and kind.__name__.endswith("Config")
+            and kind.__module__ == info.name
         ]
     return kinds
 
