@@ -2,24 +2,30 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+PROCESSES ?= 2
+CHECKS := format lint types imports
 
-.PHONY: help demo test test-cluster test-all soak check docs clean
+.PHONY: help demo quick test test-cluster test-all soak check $(CHECKS:%=check-%) docs clean
 
 help:
 	@echo "make demo          draw images, train, localize, evaluate, report: into demo/"
-	@echo "make test          the quick tests"
+	@echo "make quick         the unit tests that train nothing: a minute or two"
+	@echo "make test          all tests but the slow ones, in two processes (PROCESSES=2): ten minutes"
 	@echo "make test-cluster  an autoscaler, two hosts (as root), submitting: seven minutes"
 	@echo "make test-all      all tests, the soak too: an hour; another with real images"
 	@echo "make soak          a training and a bulk run, killed again and again: half an hour"
-	@echo "make check         format, lint, types, import rules"
+	@echo "make check         format, lint, types, import rules; each alone: $(CHECKS:%=check-%)"
 	@echo "make docs          the documentation as a site: build/docs/index.html; installs Sphinx first"
 	@echo "make clean         remove .venv and what the targets left"
 
 demo: $(STAMP)
 	$(BIN)/cropscore demo --out demo
 
+quick: $(STAMP)
+	$(BIN)/python -m pytest -n $(PROCESSES) -m "not slow and not trains" tests/unit
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not cluster"
+	$(BIN)/python -m pytest -n $(PROCESSES) -m "not slow and not cluster"
 
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest -rP -m cluster tests/cluster
@@ -30,10 +36,18 @@ test-all: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/python -m pytest -rP -m slow tests/s3/test_training_kills_s3.py tests/s3/test_kills_s3.py
 
-check: $(STAMP)
+check: $(CHECKS:%=check-%)
+
+check-format: $(STAMP)
 	$(BIN)/ruff format --check .
+
+check-lint: $(STAMP)
 	$(BIN)/ruff check .
+
+check-types: $(STAMP)
 	$(BIN)/mypy
+
+check-imports: $(STAMP)
 	$(BIN)/lint-imports
 
 docs: .venv/docs-installed

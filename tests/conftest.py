@@ -1,10 +1,11 @@
-"""Settings and fixtures that all tests share."""
+"""Settings and fixtures that all tests share, and how two processes share the tests."""
 
 import os
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -15,7 +16,9 @@ settings.load_profile("cropscore")
 
 def _free_port() -> int:
     # Below the ports that the kernel and Ray give out, so that it stays free until it is used.
-    for port in range(20_000 + os.getpid() % 2_000, 23_000):
+    # Processes that share the tests look at different ones: their number is the last digit.
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for port in range(20_000 + os.getpid() % 200 * 10 + number % 10, 23_000, 10):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 return port
@@ -49,13 +52,59 @@ for variable in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
 
 RADOSGW_PROGRAMS = ("ceph-mon", "ceph-osd", "ceph", "radosgw", "radosgw-admin", "curl")
 HAS_RADOSGW = all(shutil.which(program) for program in RADOSGW_PROGRAMS)
+BROWSERS = ("chromium", "chromium-browser", "chrome")
+HAS_BROWSER = any(shutil.which(program) for program in BROWSERS)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+INSTALL = "apt-get install --no-install-recommends"
 
 
-def pytest_report_header() -> str:
-    if HAS_RADOSGW:
-        return "s3 server: Ceph RADOS Gateway"
-    return "s3 server: moto, because Ceph's programs (see .ci/run) are not installed"
+def pytest_report_header() -> list[str]:
+    """Say which S3 server and browser tests use, and how to get one that is missing."""
+    server, browser = "s3 server: Ceph RADOS Gateway", "browser: chromium"
+    if not HAS_RADOSGW:
+        packages = "ceph-mon ceph-osd radosgw ceph-common curl"
+        server = f"s3 server: moto, which skips two tests: {INSTALL} {packages}"
+    if not HAS_BROWSER:
+        browser = f"browser: none, so tests/browser is skipped: {INSTALL} chromium"
+    return [server, browser]
+
+
+# What takes longest begins first. A group is done by one process, in one session of Ray and with
+# one S3 server; other files are groups of their own.
+GROUPS = {
+    "tests/s3/test_training_kills_s3.py": "kills of trainings",
+    "tests/s3/test_kills_s3.py": "kills of runs",
+    "tests/ray/test_bulk_cluster.py": "a cluster that grows",
+    "tests/ray/test_submit.py": "a head",
+    "tests/ray/test_runtime.py": "sessions of Ray",
+    "tests/s3/": "S3",
+    "tests/ray/": "Ray",
+}
+
+
+def _group(nodeid: str) -> str:
+    file = nodeid.partition("::")[0]
+    return next((GROUPS[start] for start in GROUPS if file.startswith(start)), file)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the longest groups first, where several processes (`-n`) share the tests."""
+    if hasattr(config, "workerinput"):
+        order = {group: place for place, group in enumerate(GROUPS.values())}
+        items.sort(key=lambda item: order.get(_group(item.nodeid), len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each process whole groups, in the order of the tests."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +134,7 @@ def ray_local() -> Iterator[None]:
     import ray.data
 
     ray.init(
+        address="local",  # whatever other Ray runs here, or left a trace
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,

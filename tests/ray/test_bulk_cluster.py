@@ -69,7 +69,7 @@ def bulk(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> Bulk:
 
 
 def test_a_pool_grows_with_its_cluster_and_tells_prometheus(bulk: Bulk) -> None:
-    num_images = 350
+    num_images = 250
     command = bulk.start("grown", num_images)
     bulk.wait_for(lambda: storage.list_files(f"{bulk.folder}/grown/scores"), command)
     assert bulk.workers() == 1
@@ -89,7 +89,7 @@ def test_a_pool_grows_with_its_cluster_and_tells_prometheus(bulk: Bulk) -> None:
 
 
 def test_a_run_waits_for_gpus_and_shares_them(bulk: Bulk) -> None:
-    command = bulk.start("shared", 400, "--gpus-per-worker", "0.5", "--workers", "2")
+    command = bulk.start("shared", 120, "--gpus-per-worker", "0.5", "--workers", "2")
     bulk.wait_for(lambda: "waiting for a worker" in bulk.log("shared").read_text(), command)
     bulk.wait_for(lambda: bulk.workers() == 0, command)  # those of the run before take their time
     bulk.machines.add_node(num_gpus=1)

@@ -14,6 +14,7 @@ import pytest
 import ray
 from flow import NUM_VAL, Flow, rows
 from PIL import Image
+from plain import without_ray
 
 from cropscore_ray import storage
 from cropscore_ray.bulk.predict import LocalizeStage
@@ -203,6 +204,7 @@ def test_an_image_that_kills_its_process_costs_no_neighbour_its_row(
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     monkeypatch.undo()
     clean = str(flow.folder / "without-poison")
-    flow.localize(clean, source=str(folder), config=LocalizeConfig(part_images=4))
+    with without_ray():
+        flow.localize(clean, source=str(folder), config=LocalizeConfig(part_images=4))
     spared = [row for row in rows(clean) if "poison" not in row["image_uri"]]
     assert [row for row in rows(out) if row["status"] == "ok"] == spared

@@ -98,8 +98,9 @@ def test_the_command_prints_the_contracts_json(monkeypatch: pytest.MonkeyPatch) 
     assert "exact/naive" in plain(*job.render(found))
 
 
+@pytest.mark.trains
 def test_the_localizers_two_ways_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(localizer_bench, "NUM_CLASSES", 12)
+    monkeypatch.setattr(localizer_bench, "NUM_CLASSES", 3)
     arguments = ["bench", "localizer", "--rounds", "1", "--images", "4", "--json"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output

@@ -205,6 +205,7 @@ def a_task(labelled: LabelledImages, scorer: InferenceNetwork, config: VoterConf
     )
 
 
+@pytest.mark.trains
 def test_a_head_learns_where_drawn_objects_are(
     labelled: LabelledImages, scorer: InferenceNetwork
 ) -> None:
@@ -231,6 +232,7 @@ def test_a_head_learns_where_drawn_objects_are(
     assert voter.confidences(evidence).tolist() == [0.5]
 
 
+@pytest.mark.trains
 def test_a_stopped_voter_goes_on_to_the_same_weights(
     labelled: LabelledImages, scorer: InferenceNetwork
 ) -> None:

@@ -2,8 +2,9 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from cropscore_ray.training.data.regions import PyramidDataset
 from cropscore_ray.training.loop import NetworkTask, State, Worker, train_networks
 from cropscore_ray.training.objectives import crops
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +52,18 @@ def a_pyramid_task(images: LabelledImages, name: str = "scorer", epochs: int = 3
     return replace(task, dataset=dataset, objective=objective(dataset, learns_overlap=True))
 
 
-@pytest.mark.parametrize("kind", ["classes", "squares", "regions", "everything", "in bfloat16"])
-@pytest.mark.parametrize("stop_after", [1, 2, 11])  # of 9 steps and, every second, checkpoints
-def test_a_stopped_run_goes_on_to_the_same_weights(
-    images: LabelledImages, monkeypatch: pytest.MonkeyPatch, kind: str, stop_after: int
-) -> None:
-    dtype = torch.bfloat16 if kind == "in bfloat16" else torch.float32
-    monkeypatch.setattr(crops, "best_dtype", lambda _: dtype)
+class Unbroken(NamedTuple):
+    """Trainings of one kind after the other, and what they learn where nothing stops them."""
+
+    tasks: Callable[[], list[NetworkTask]]
+    finished: dict[str, State]
+
+
+@pytest.fixture(
+    scope="module", params=["classes", "squares", "regions", "everything", "in bfloat16"]
+)
+def unbroken(images: LabelledImages, request: pytest.FixtureRequest) -> Iterator[Unbroken]:
+    kind = request.param
 
     def a_task_of_its_kind(name: str) -> NetworkTask:
         if kind == "regions":
@@ -73,16 +79,24 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     def tasks() -> list[NetworkTask]:
         return [a_task_of_its_kind(name) for name in ("first", "second")]
 
-    unbroken = train_networks(tasks(), Worker())
+    dtype = torch.bfloat16 if kind == "in bfloat16" else torch.float32
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crops, "best_dtype", lambda _: dtype)
+        yield Unbroken(tasks, train_networks(tasks(), Worker()))
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 11])  # of 9 steps and, every second, checkpoints
+def test_a_stopped_run_goes_on_to_the_same_weights(unbroken: Unbroken, stop_after: int) -> None:
+    tasks, finished = unbroken
     keeper = Keeper(stop_after=stop_after)
     with pytest.raises(StoppedError):
         train_networks(tasks(), Worker(checkpoint=keeper, checkpoint_steps=2))
     torch.manual_seed(12345)  # another process has another history
     resumed = train_networks(tasks(), Worker(resumed=keeper.states[-1]))
     for name in ("first", "second"):
-        assert_same(weights(resumed, name), weights(unbroken, name))
+        assert_same(weights(resumed, name), weights(finished, name))
         assert without_seconds(resumed[name]["metrics"]) == without_seconds(
-            unbroken[name]["metrics"]
+            finished[name]["metrics"]
         )
 
 

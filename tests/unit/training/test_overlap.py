@@ -136,6 +136,7 @@ def test_classes_and_maps_are_the_classifiers_own(with_head: tuple[Bundle, Overl
     assert plain.overlap is None
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("mode", ["exact", "pyramid"])
 def test_a_head_learns_how_far_squares_overlap(
     labelled: LabelledImages, engine: InferenceNetwork, mode: str
@@ -182,6 +183,7 @@ def test_the_loss_by_hand(labelled: LabelledImages, engine: InferenceNetwork) ->
     assert (int(right), int(judged)) == (1, 2)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("mode", ["exact", "pyramid"])
 def test_a_stopped_head_goes_on_to_the_same_weights(
     labelled: LabelledImages, engine: InferenceNetwork, mode: str

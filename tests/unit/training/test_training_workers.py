@@ -83,6 +83,7 @@ def train_as_one_of_two(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.trains
 def test_two_processes_with_several_passes_learn_what_one_does(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(train_as_one_of_two, (tmp_path,), nprocs=2)
     weights, metrics = train()
