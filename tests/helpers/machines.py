@@ -31,11 +31,13 @@ class Machines:
 
     num_nodes: int = 2
     cpus_per_node: int = 2
-    cluster: Cluster = field(
-        default_factory=lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    )
+    has_dashboard: bool = False
+    """Eight processes more, which Ray Train's workers ask whether their training lives."""
+    cluster: Cluster = field(init=False)
 
     def __post_init__(self) -> None:
+        head = {"num_cpus": 0, "include_dashboard": self.has_dashboard}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(self.num_nodes):
             self.add_node()
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(3600)
 
 NUM_IMAGES = 60
 ACTOR = "StageActor"
-MOST_S = 12.0
+MOST_S = 6.0
 """From one kill to the next."""
 MOST_AFTER_A_PART_S = 3.0
 SOAK = ["actor", "node", "driver", "store", "actor", "driver", "node", "actor", "store", "node"] * 3
@@ -162,7 +162,7 @@ class Killer:
 @pytest.mark.parametrize(
     ("kills", "away_s"),
     [
-        (["actor", "store", "driver", "node"], 10),
+        (["actor", "store", "driver", "node"], 5),
         pytest.param(SOAK, 60, marks=pytest.mark.slow),
     ],
     ids=["4", "30"],
