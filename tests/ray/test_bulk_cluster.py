@@ -69,7 +69,7 @@ def bulk(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> Bulk:
 
 
 def test_a_pool_grows_with_its_cluster_and_tells_prometheus(bulk: Bulk) -> None:
-    num_images = 250
+    num_images = 350
     command = bulk.start("grown", num_images)
     bulk.wait_for(lambda: storage.list_files(f"{bulk.folder}/grown/scores"), command)
     assert bulk.workers() == 1
