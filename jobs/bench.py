@@ -22,9 +22,9 @@ from cropscore_ray.errors import CropscoreError
 from cropscore_ray.grid import NUM_SQUARES
 from cropscore_ray.models.bundle import SCORER, Bundle, load_bundle
 from cropscore_ray.models.inference import best_dtype
-from cropscore_ray.progress import Progress
 from cropscore_ray.storage import absolute_uri, delete_folder, join
-from cropscore_ray.tables import Table
+from cropscore_ray.terminal.progress import Progress
+from cropscore_ray.terminal.tables import Table
 
 _SAME = 1e-4
 

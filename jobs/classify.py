@@ -11,8 +11,8 @@ from cropscore_ray.evaluation.classifiers import ClassifierErrors, classifier_er
 from cropscore_ray.evaluation.metrics import TRAIN_SPLIT
 from cropscore_ray.jobs.evaluate import percent, table
 from cropscore_ray.models.bundle import load_bundle
-from cropscore_ray.progress import Progress
-from cropscore_ray.tables import Table
+from cropscore_ray.terminal.progress import Progress
+from cropscore_ray.terminal.tables import Table
 
 
 def run(

@@ -7,8 +7,8 @@ from cropscore_ray.config.bulk import LocalizeConfig, RunConfig
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.errors import RunConflictError
 from cropscore_ray.jobs import evaluate, index, localize, recipes, report, train
-from cropscore_ray.progress import Progress
-from cropscore_ray.tables import Table
+from cropscore_ray.terminal.progress import Progress
+from cropscore_ray.terminal.tables import Table
 
 NUM_TRAIN = 1600
 NUM_VAL = 240

@@ -14,7 +14,7 @@ from cropscore_ray.evaluation.formats.devkit import read_devkit, read_ids
 from cropscore_ray.evaluation.formats.ilsvrc import read_ilsvrc
 from cropscore_ray.evaluation.formats.parquet import read_predictions
 from cropscore_ray.evaluation.metrics import Evaluation, Figures, Rate, evaluate
-from cropscore_ray.tables import Table
+from cropscore_ray.terminal.tables import Table
 
 FORMATS = ("parquet", "ilsvrc", "devkit")
 

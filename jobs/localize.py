@@ -18,8 +18,8 @@ from cropscore_ray.datasets.sources import parse_source
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import sources
 from cropscore_ray.models.bundle import Bundle, load_bundle, required_parts
-from cropscore_ray.progress import Progress
 from cropscore_ray.schema import ImageClass
+from cropscore_ray.terminal.progress import Progress
 
 TABLES = {"localize": "predictions", "score": "scores"}
 

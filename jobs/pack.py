@@ -10,7 +10,7 @@ from cropscore_ray.datasets.manifest import StoredManifest
 from cropscore_ray.datasets.sources import parse_source
 from cropscore_ray.errors import ConfigError
 from cropscore_ray.jobs import sources
-from cropscore_ray.progress import Progress
+from cropscore_ray.terminal.progress import Progress
 
 
 def run(

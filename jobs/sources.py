@@ -14,9 +14,9 @@ from cropscore_ray.datasets.sources import Source
 from cropscore_ray.datasets.uri_list import write_list
 from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import index
-from cropscore_ray.progress import Progress
 from cropscore_ray.storage import lock
 from cropscore_ray.storage.lock import Held
+from cropscore_ray.terminal.progress import Progress
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from cropscore_ray.images import archives
 from cropscore_ray.jobs import localize, recipes
 from cropscore_ray.models.bundle import Bundle, is_bundle, load_bundle, save_bundle, save_part
 from cropscore_ray.models.pretrained import adapt_config, require_init
-from cropscore_ray.progress import Progress
 from cropscore_ray.storage import lock
+from cropscore_ray.terminal.progress import Progress
 from cropscore_ray.training import ledger, on_ray
 from cropscore_ray.training.data.shares import TrainingRun, split_boxed, training_manifest
 from cropscore_ray.training.stages import (

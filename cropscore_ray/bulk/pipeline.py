@@ -34,7 +34,7 @@ from cropscore_ray.clusters import events, session
 from cropscore_ray.clusters.events import Handle
 from cropscore_ray.config.bulk import WorkerConfig
 from cropscore_ray.errors import CropscoreError, StorageError
-from cropscore_ray.progress import Snapshot
+from cropscore_ray.terminal.progress import Snapshot
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 from cropscore_ray import storage
 from cropscore_ray.bulk import part_sizes
 from cropscore_ray.errors import DataError
-from cropscore_ray.tables import Table
+from cropscore_ray.terminal.tables import Table
 
 RUNS = 41
 S3_PRICES = {"gets": 0.4e-6, "puts": 5e-6, "storage_gb_month": 0.023}

@@ -12,7 +12,7 @@ from cropscore_ray import storage
 from cropscore_ray.bulk import run_folder
 from cropscore_ray.bulk.run_folder import RunFolder
 from cropscore_ray.errors import RunConflictError, StorageError
-from cropscore_ray.progress import Snapshot
+from cropscore_ray.terminal.progress import Snapshot
 
 _SHOW_S = 0.5
 _ASK_S = 2.0

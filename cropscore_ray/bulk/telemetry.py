@@ -10,7 +10,7 @@ from ray.util.metrics import Counter, Gauge
 from cropscore_ray.bulk.run_progress import Work
 from cropscore_ray.clusters import events
 from cropscore_ray.clusters.events import Handle
-from cropscore_ray.progress import Snapshot
+from cropscore_ray.terminal.progress import Snapshot
 
 
 def gpu_use(uuid: str) -> float | None:

@@ -7,7 +7,7 @@ import click
 
 from cropscore_ray.commands.options import together, with_configs
 from cropscore_ray.config.bench import BenchConfig
-from cropscore_ray.tables import show
+from cropscore_ray.terminal.tables import show
 
 
 @click.group()

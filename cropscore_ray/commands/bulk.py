@@ -78,7 +78,7 @@ _bulk_options = together(
 
 def _run_bulk(command: str, run: RunConfig, config: LocalizeConfig, workers: WorkerConfig) -> None:
     from cropscore_ray.jobs import localize as job
-    from cropscore_ray.progress import Progress
+    from cropscore_ray.terminal.progress import Progress
 
     with Progress().live() as progress:
         record = job.run(command, run, config, workers=workers, progress=progress)
@@ -138,7 +138,7 @@ def pack(source: str, out: str, shard_images: int, overwrite: bool) -> None:
         cropscore pack s3://bucket/photos --out s3://bucket/packed
     """
     from cropscore_ray.jobs import pack as job
-    from cropscore_ray.progress import Progress
+    from cropscore_ray.terminal.progress import Progress
 
     with Progress().live() as progress:
         record = job.run(

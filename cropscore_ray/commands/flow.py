@@ -6,7 +6,7 @@ import json
 import click
 
 from cropscore_ray.commands.options import model_option, overwrite_option, split_option
-from cropscore_ray.tables import show
+from cropscore_ray.terminal.tables import show
 
 
 @click.command()
@@ -39,7 +39,7 @@ def index(source: str, out: str, overwrite: bool) -> None:
         cropscore index ilsvrc:/data/imagenet --out s3://bucket/ilsvrc-manifest
     """
     from cropscore_ray.jobs import index as job
-    from cropscore_ray.progress import Progress
+    from cropscore_ray.terminal.progress import Progress
 
     with Progress().live() as progress:
         report = job.run(
@@ -82,7 +82,7 @@ def train(
     """
     from cropscore_ray.config.overrides import with_settings
     from cropscore_ray.jobs import train as job
-    from cropscore_ray.progress import Progress
+    from cropscore_ray.terminal.progress import Progress
 
     chosen = [*settings, *([f"classifier.init={json.dumps(init)}"] if init else [])]
     config = with_settings(job.first_config(stage, model=model, recipe=recipe), chosen)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from cropscore_ray.commands.options import json_option, together
-from cropscore_ray.tables import Table, show
+from cropscore_ray.terminal.tables import Table, show
 
 _to_cluster = together(
     click.option(

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cropscore_ray.commands.options import take
-from cropscore_ray.tables import show
+from cropscore_ray.terminal.tables import show
 
 
 @click.command()

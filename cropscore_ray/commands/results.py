@@ -4,7 +4,7 @@
 import click
 
 from cropscore_ray.commands.options import split_option
-from cropscore_ray.tables import show
+from cropscore_ray.terminal.tables import show
 
 
 @click.command()

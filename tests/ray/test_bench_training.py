@@ -15,7 +15,7 @@ from cropscore_ray.clusters import resources, session
 from cropscore_ray.config.bench import BenchConfig
 from cropscore_ray.errors import ConfigError
 from cropscore_ray.jobs import bench
-from cropscore_ray.tables import plain
+from cropscore_ray.terminal.tables import plain
 from cropscore_ray.training import on_ray
 from cropscore_ray.training.loop import State, Worker
 

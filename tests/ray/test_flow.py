@@ -24,7 +24,7 @@ from cropscore_ray.datasets.drawn import CLASS_NAMES
 from cropscore_ray.errors import ConfigError, RunConflictError
 from cropscore_ray.jobs import evaluate, localize, recipes, train
 from cropscore_ray.models.bundle import load_bundle
-from cropscore_ray.progress import Progress
+from cropscore_ray.terminal.progress import Progress
 from cropscore_ray.training import on_ray
 
 pytestmark = pytest.mark.usefixtures("ray_local")

@@ -28,7 +28,7 @@ from cropscore_ray.models.bundle import LOCALIZER, load_bundle
 from cropscore_ray.models.inference import best_dtype
 from cropscore_ray.models.regressors import Regressors, from_tensors
 from cropscore_ray.models.scorer import CropScorer
-from cropscore_ray.progress import Progress
+from cropscore_ray.terminal.progress import Progress
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * 3600)]
 

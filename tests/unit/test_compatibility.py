@@ -11,7 +11,7 @@ from cropscore_ray.config.overrides import LATER, to_identity
 from cropscore_ray.datasets.manifest import open_manifest
 from cropscore_ray.jobs import train
 from cropscore_ray.models.bundle import load_bundle
-from cropscore_ray.progress import Progress
+from cropscore_ray.terminal.progress import Progress
 from cropscore_ray.training.ledger import STAGES
 
 MADE = Path(__file__).parents[1] / "compatibility"

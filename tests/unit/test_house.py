@@ -44,7 +44,10 @@ def functions(path: Path) -> Iterator[tuple[str, Function]]:
 def is_called_with_options(function: Function) -> bool:
     """Return whether click or Triton gives the arguments, by name."""
     decorators = (ast.unparse(one) for one in function.decorator_list)
-    return any(re.search(r"\b(click|jit)\b|\.(command|group)\b", text) for text in decorators)
+    return any(
+        re.search(r"\b(click|jit)\b|\.(command|group)\b|wraps\(command\)", text)
+        for text in decorators
+    )
 
 
 def num_parameters(function: Function) -> float:

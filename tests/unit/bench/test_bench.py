@@ -15,7 +15,7 @@ from cropscore_ray.cli import main
 from cropscore_ray.config.sections import NetworkConfig
 from cropscore_ray.jobs import bench as job
 from cropscore_ray.models.googlenet import make_network
-from cropscore_ray.tables import plain
+from cropscore_ray.terminal.tables import plain
 
 
 def test_contestants_run_in_turn_after_a_warm_up() -> None:

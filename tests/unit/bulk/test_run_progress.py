@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cropscore_ray import progress, storage
+from cropscore_ray import storage
 from cropscore_ray.bulk import run_folder, run_progress
 from cropscore_ray.bulk.run_progress import RunProgress, Work
-from cropscore_ray.progress import Progress, Snapshot, duration
+from cropscore_ray.terminal import progress
+from cropscore_ray.terminal.progress import Progress, Snapshot, duration
 
 
 @pytest.fixture

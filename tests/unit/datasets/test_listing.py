@@ -18,8 +18,8 @@ from cropscore_ray.datasets.manifest import open_manifest, read_manifest
 from cropscore_ray.datasets.sources import parse_source
 from cropscore_ray.errors import DataError, RunConflictError, StorageError
 from cropscore_ray.jobs import sources
-from cropscore_ray.progress import Progress
 from cropscore_ray.storage.lock import Held
+from cropscore_ray.terminal.progress import Progress
 
 WAIT_S = 20
 

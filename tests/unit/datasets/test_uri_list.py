@@ -13,7 +13,7 @@ from cropscore_ray.datasets.manifest import open_manifest, read_manifest
 from cropscore_ray.datasets.sources import parse_source
 from cropscore_ray.errors import DataError, RunConflictError
 from cropscore_ray.jobs import sources
-from cropscore_ray.progress import Progress
+from cropscore_ray.terminal.progress import Progress
 
 LIST = [b"s3://bucket/b.jpg\n", b"/photos/a.png\r\n", b"\n", b"/photos/without extension\n"]
 URIS = ["s3://bucket/b.jpg", "/photos/a.png", "/photos/without extension"]

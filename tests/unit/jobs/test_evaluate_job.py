@@ -11,7 +11,7 @@ from cropscore_ray.errors import ConfigError, DataError
 from cropscore_ray.jobs import evaluate as evaluate_job
 from cropscore_ray.jobs import export as export_job
 from cropscore_ray.schema import ImageClass
-from cropscore_ray.tables import plain
+from cropscore_ray.terminal.tables import plain
 
 REAL = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "ilsvrc-4k"
 CLASSES = [ImageClass(id="n01", name="tench"), ImageClass(id="n02", name="goldfish")]

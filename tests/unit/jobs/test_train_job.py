@@ -13,10 +13,10 @@ from cropscore_ray.datasets.manifest import Manifest, write_manifest
 from cropscore_ray.errors import ConfigError, DataError, ModelError, RunConflictError
 from cropscore_ray.jobs import recipes, train
 from cropscore_ray.models.bundle import Bundle, load_bundle, save_bundle
-from cropscore_ray.progress import Progress
 from cropscore_ray.schema import MANIFEST, ImageClass
 from cropscore_ray.storage import lock
 from cropscore_ray.storage.lock import Held
+from cropscore_ray.terminal.progress import Progress
 from cropscore_ray.training import ledger
 from cropscore_ray.training.data.shares import TrainingRun
 from cropscore_ray.training.on_ray import FitConfig

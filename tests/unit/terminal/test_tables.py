@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from cropscore_ray.tables import Table, plain, show
+from cropscore_ray.terminal.tables import Table, plain, show
 
 ERRORS = Table(
     rows=[("error, %", "all", "one box"), ("  [this] run", "9.5", "8"), ("  whole image", "60.1")],
