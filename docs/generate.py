@@ -1,4 +1,4 @@
-"""Write the pages of the reference that the code itself holds: commands and settings.
+"""Write the pages that something else holds: the commands, the settings, the notebook.
 
     python docs/generate.py
 
@@ -6,6 +6,7 @@ A test compares the pages with what this returns.
 """
 
 import ast
+import base64
 import dataclasses
 import importlib
 import inspect
@@ -24,13 +25,19 @@ import cropscore_ray.config
 from cropscore_ray.cli import main
 from cropscore_ray.config.sections import TrainConfig
 
-REFERENCE = Path(__file__).resolve().parent / "reference"
+DOCS = Path(__file__).resolve().parent
+NOTEBOOK = DOCS / "tutorial" / "python.ipynb"
 NOTE = "<!-- Written by docs/generate.py from the code. Change the code, then run it again. -->"
 
 
-def text_of_pages() -> dict[str, str]:
-    """Return the text of each generated page by the name of its file."""
-    return {"commands.md": commands_page(), "configuration.md": configuration_page()}
+def generated_files() -> dict[Path, bytes]:
+    """Return the content of each generated file."""
+    pages = {
+        DOCS / "reference/commands.md": commands_page(),
+        DOCS / "reference/configuration.md": configuration_page(),
+        NOTEBOOK.with_suffix(".md"): notebook_page(),
+    }
+    return {path: text.encode() for path, text in pages.items()} | pictures_of_notebook()
 
 
 def cell(text: str) -> str:
@@ -41,6 +48,44 @@ def cell(text: str) -> str:
 def wrapped(text: str) -> str:
     """Return text in lines of 100 characters."""
     return textwrap.fill(" ".join(text.split()), 100, break_on_hyphens=False)
+
+
+# The notebook
+
+
+def notebook_page() -> str:
+    """Return the notebook's cells, code with what came of it, as a page."""
+    source = "This page is a notebook, `python.ipynb` beside it, with what came of its cells."
+    head, *cells = json.loads(NOTEBOOK.read_text())["cells"]
+    parts = [NOTE, "".join(head["source"]), source]
+    for cell in cells:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else fenced("python", text))
+        for output in cell.get("outputs", []):
+            is_picture = "image/png" in output["data"]
+            text = "".join(output["data"]["text/plain"])
+            parts.append(f"![]({picture_of(cell).name})" if is_picture else fenced("text", text))
+    return "\n\n".join(parts) + "\n"
+
+
+def pictures_of_notebook() -> dict[Path, bytes]:
+    """Return the pictures that cells of the notebook gave."""
+    return {
+        picture_of(cell): base64.b64decode(output["data"]["image/png"])
+        for cell in json.loads(NOTEBOOK.read_text())["cells"]
+        for output in cell.get("outputs", [])
+        if "image/png" in output["data"]
+    }
+
+
+def picture_of(cell: dict[str, Any]) -> Path:
+    """Return the file of the picture that a cell gave."""
+    return NOTEBOOK.with_name(f"python-{cell['id']}.png")
+
+
+def fenced(language: str, text: str) -> str:
+    """Return text as a block of code."""
+    return f"```{language}\n{text}\n```"
 
 
 # Commands
@@ -182,5 +227,5 @@ def docstrings_of_fields(kind: type) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    for page, text in text_of_pages().items():
-        (REFERENCE / page).write_text(text)
+    for path, content in generated_files().items():
+        path.write_bytes(content)
