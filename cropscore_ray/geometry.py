@@ -5,8 +5,6 @@ and bottom exclusive, so width is right - left. Shape suffixes: N, M boxes; 4 th
 sides. Everything here is numpy in float64; nothing here knows images or classes.
 """
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -40,7 +38,7 @@ def iou(boxes_N4: ArrayLike, others_M4: ArrayLike) -> NDArray[np.float64]:
     """
     shared = intersection(boxes_N4, others_M4)
     union = area(boxes_N4)[..., :, None] + area(others_M4)[..., None, :] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return _fraction(shared, union)
 
 
 def coverage_and_purity(
@@ -51,8 +49,8 @@ def coverage_and_purity(
     Both have shape (N,) and lie in [0, 1]; an empty box or crop gives 0.
     """
     shared = intersection(crops_N4, np.asarray(box_4, np.float64)[None])[:, 0]
-    zeros: Any = np.zeros_like(shared)
-    box_area, crop_areas = area(box_4), area(crops_N4)
-    coverage = shared / box_area if box_area > 0 else zeros
-    purity = np.divide(shared, crop_areas, out=zeros.copy(), where=crop_areas > 0)
-    return coverage, purity
+    return _fraction(shared, area(box_4)), _fraction(shared, area(crops_N4))
+
+
+def _fraction(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)

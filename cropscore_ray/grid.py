@@ -13,9 +13,13 @@ Shape suffixes: R regions; L levels; J = 7 cells a side.
 """
 
 from functools import cache
+from itertools import product
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Number = TypeVar("Number", bound=np.number[Any])
 
 CELLS = 7
 LEVELS = (1, 2, 4)
@@ -26,18 +30,14 @@ NUM_SQUARES = sum((CELLS - k + 1) ** 2 for k in range(1, CELLS + 1))  # 140
 @cache
 def square_cells() -> NDArray[np.int64]:
     """Return (140, 3): size k, top row and left column of each square, in cells."""
-    cells = square_rectangles()[:, 1:].copy()
-    cells.flags.writeable = False
-    return cells
+    return _read_only(square_rectangles()[:, 1:])
 
 
 @cache
 def unit_squares() -> NDArray[np.float64]:
     """Return (140, 4): the squares as xyxy fractions of the image's width and height."""
     k, row, column = square_cells().T
-    squares = np.stack([column, row, column + k, row + k], axis=1) / CELLS
-    squares.flags.writeable = False
-    return squares
+    return _read_only(np.stack([column, row, column + k, row + k], axis=1) / CELLS)
 
 
 def square_boxes(width_px: float, height_px: float) -> NDArray[np.float64]:
@@ -56,17 +56,12 @@ def score_maps(scores_S: NDArray[np.floating]) -> list[NDArray[np.floating]]:
 @cache
 def rectangle_cells() -> NDArray[np.int64]:
     """Return (784, 4): rows, columns, top row and left column of every block of cells."""
-    sides = range(1, CELLS + 1)
     rectangles = [
         (rows, columns, top, left)
-        for rows in sides
-        for columns in sides
-        for top in range(CELLS - rows + 1)
-        for left in range(CELLS - columns + 1)
+        for rows, columns in product(range(1, CELLS + 1), repeat=2)
+        for top, left in product(range(CELLS - rows + 1), range(CELLS - columns + 1))
     ]
-    cells = np.array(rectangles, np.int64)
-    cells.flags.writeable = False
-    return cells
+    return _read_only(np.array(rectangles, np.int64))
 
 
 @cache
@@ -74,6 +69,11 @@ def square_rectangles() -> NDArray[np.int64]:
     """Return (140, 4): the squares as blocks: rows, columns, top row and left column."""
     rows, columns, _, _ = rectangle_cells().T
     return np.compress(rows == columns, rectangle_cells(), axis=0)
+
+
+def _read_only(cached: NDArray[Number]) -> NDArray[Number]:
+    cached.flags.writeable = False
+    return cached
 
 
 def mirror_order(rectangles_R4: NDArray[np.int64]) -> NDArray[np.int64]:

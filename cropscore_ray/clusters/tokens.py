@@ -1,6 +1,5 @@
 """Tokens that Ray clusters ask for, in files that only their owner can read."""
 
-import os
 import secrets
 import stat
 from pathlib import Path
@@ -16,14 +15,13 @@ def make(path: Path) -> None:
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        path.touch(0o600, exist_ok=False)
     except FileExistsError:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & _OTHERS:
             path.chmod(mode & ~_OTHERS)
-        return
-    with os.fdopen(file, "w") as opened:
-        opened.write(new())
+    else:
+        path.write_text(new())
 
 
 def new() -> str:

@@ -36,14 +36,10 @@ def parse_annotation(data: bytes) -> Annotation:
     """Parse an XML annotation; ElementTree.ParseError, or ValueError for its encoding."""
     root = ElementTree.fromstring(data)
     named = [
-        (element.findtext("name", "").strip(), _sides(element))
-        for element in root.iterfind("object")
+        (item.findtext("name", "").strip(), [item.findtext(f"bndbox/{s}", "") for s in SIDES])
+        for item in root.iterfind("object")
     ]
     return _annotation(named, parse_size(root.findtext("size/width"), root.findtext("size/height")))
-
-
-def _sides(element: ElementTree.Element) -> list[str]:
-    return [element.findtext(f"bndbox/{side}", "") for side in SIDES]
 
 
 def parse_solution(prediction: str) -> Annotation:

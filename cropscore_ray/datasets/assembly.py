@@ -42,19 +42,16 @@ def assemble(scan: Scan, log: ProblemLog, progress: ReadProgress | None = None) 
     for size, checked in _checked(records, scan.border_px, log, progress):
         sizes.append(size)
         boxes.append(checked or None)
-    columns = [
-        range(len(records)),
-        [record.image_uri for record in records],
-        [size and size[0] for size in sizes],
-        [size and size[1] for size in sizes],
-        _class_indexes(records, classes, log),
-        boxes,
-        [record.split for record in records],
-    ]
-    arrays = [
-        pa.array(column, field.type) for column, field in zip(columns, schema.MANIFEST, strict=True)
-    ]
-    table = pa.Table.from_arrays(arrays, schema=schema.with_classes(schema.MANIFEST, classes))
+    columns = {
+        "image_id": range(len(records)),
+        "image_uri": [record.image_uri for record in records],
+        "width_px": [size and size[0] for size in sizes],
+        "height_px": [size and size[1] for size in sizes],
+        "class_index": _class_indexes(records, classes, log),
+        "gt_boxes": boxes,
+        "split": [record.split for record in records],
+    }
+    table = pa.Table.from_pydict(columns, schema.with_classes(schema.MANIFEST, classes))
     manifest = Manifest(table=table, classes=classes)
     return Index(manifest=manifest, report=summarize(manifest, scan.left_aside, log))
 

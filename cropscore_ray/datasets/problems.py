@@ -92,8 +92,8 @@ class ProblemLog:
 
     def problems(self) -> dict[str, Problem]:
         """Return what was counted, in the order of KINDS."""
-        counted = {kind: self._counts[kind] for kind in KINDS if kind in self._counts}
         return {
-            kind: Problem(count=count, meaning=KINDS[kind], examples=list(self._examples[kind]))
-            for kind, count in counted.items()
+            kind: Problem(count=self._counts[kind], meaning=meaning, examples=examples)
+            for kind, meaning in KINDS.items()
+            if (examples := self._examples.get(kind))
         }

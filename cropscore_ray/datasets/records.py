@@ -6,7 +6,7 @@ Nothing here reads a file or knows a format.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -104,10 +104,19 @@ def of_largest_class(
 
 def count_unlabelled(records: Sequence[ImageRecord], log: ProblemLog, reason: str) -> None:
     """Count images without a label, unless no image has one."""
-    if any(record.label is not None for record in records):
-        for record in records:
-            if record.label is None:
-                log.add("image_without_label", record.image_uri, reason)
+    unlabelled = [record.image_uri for record in records if record.label is None]
+    if len(unlabelled) < len(records):
+        for image_uri in unlabelled:
+            log.add("image_without_label", image_uri, reason)
+
+
+def count_twins(images: Iterable[tuple[Hashable, str]], log: ProblemLog) -> None:
+    """Count images, given by name and URI, that have the name of an earlier one."""
+    first: dict[Hashable, str] = {}
+    for name, uri in images:
+        twin = first.setdefault(name, uri)
+        if twin != uri:
+            log.add("duplicate_image", uri, f"has the name of {twin}; both are kept")
 
 
 def _area(box: Box) -> float:
@@ -116,15 +125,9 @@ def _area(box: Box) -> float:
 
 def part_images(files: Iterable[str]) -> tuple[list[str], dict[str, int]]:
     """Part files into images, by extension alone, and a count of the others by extension."""
-    images: list[str] = []
-    others: Counter[str] = Counter()
-    for file in files:
-        other = other_kind(file)
-        if other is None:
-            images.append(file)
-        else:
-            others[other] += 1
-    return images, dict(sorted(others.items()))
+    kinds = [(file, other_kind(file)) for file in files]
+    others = Counter(kind for _, kind in kinds if kind is not None)
+    return [file for file, kind in kinds if kind is None], dict(sorted(others.items()))
 
 
 def other_kind(file: str) -> str | None:

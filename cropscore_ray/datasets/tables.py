@@ -132,12 +132,14 @@ def _box_cells(cells: Cells) -> list[list[Any]]:
 
 
 def _record(image_uri: str, rows: list[_Row], labelled: bool, log: ProblemLog) -> ImageRecord:
-    rows = _without_repeats(image_uri, rows, log)
-    labels = list(dict.fromkeys(row.label for row in rows if row.label))
-    splits = list(dict.fromkeys(row.split for row in rows if row.split))
+    unique = list(dict.fromkeys(rows))  # a row that repeats another is no further box
+    if len(unique) < len(rows):
+        log.add("duplicate_image", image_uri, f"{len(rows)} rows, {len(unique)} of them differ")
+    labels = list(dict.fromkeys(row.label for row in unique if row.label))
+    splits = list(dict.fromkeys(row.split for row in unique if row.split))
     label = labels[0] if labels else None
     # A box without a label of its own belongs to the image's first.
-    objects = [(row.label or label, box) for row in rows for box in row.boxes]
+    objects = [(row.label or label, box) for row in unique for box in row.boxes]
     boxes: tuple[Box, ...] = ()
     if objects:
         label, boxes = of_largest_class(objects, log, image_uri)
@@ -152,13 +154,5 @@ def _record(image_uri: str, rows: list[_Row], labelled: bool, log: ProblemLog) -
         label=label,
         split=splits[0] if splits else None,
         boxes=boxes,
-        stated_size=next((row.size for row in rows if row.size), None),
+        stated_size=next((row.size for row in unique if row.size), None),
     )
-
-
-def _without_repeats(image_uri: str, rows: list[_Row], log: ProblemLog) -> list[_Row]:
-    """Drop rows that repeat an earlier row: they are no further boxes."""
-    unique = list(dict.fromkeys(rows))
-    if len(unique) < len(rows):
-        log.add("duplicate_image", image_uri, f"{len(rows)} rows, {len(unique)} of them differ")
-    return unique

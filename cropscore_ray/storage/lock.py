@@ -159,11 +159,9 @@ def _call(where: str, action: str, arguments: dict[str, Any]) -> dict[str, Any] 
     try:
         answer: dict[str, Any] = getattr(s3.client(), action)(Bucket=bucket, Key=key, **arguments)
         return answer | {"Body": answer["Body"].read()} if "Body" in answer else answer
-    except ClientError as error:
-        if s3.code_of(error) in _ABSENT | _OTHERWISE:
+    except (BotoCoreError, ClientError, OSError) as error:
+        if isinstance(error, ClientError) and s3.code_of(error) in _ABSENT | _OTHERWISE:
             return None
-        raise StorageError(f"cannot lock {where}: {error}") from error
-    except (BotoCoreError, OSError) as error:
         raise StorageError(f"cannot lock {where}: {error}") from error
 
 

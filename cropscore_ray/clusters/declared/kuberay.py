@@ -125,7 +125,7 @@ def job(config: KubeRayConfig, command: list[str]) -> list[Manifest]:
     ray_job["metadata"]["name"] = config.name
     spec = ray_job["spec"]
     spec["entrypoint"] = shlex.join(["cropscore", *command])
-    _pod_spec(spec["submitterPodTemplate"])["containers"][0]["image"] = config.image
+    spec["submitterPodTemplate"]["spec"]["containers"][0]["image"] = config.image
     spec["rayClusterSpec"] = templates.read("kuberay/raycluster.yaml")["spec"]
     # A cluster whose head died is made anew, with the command: nothing is to be remembered.
     del spec["rayClusterSpec"]["gcsFaultToleranceOptions"]
@@ -146,7 +146,7 @@ def nightly(config: KubeRayConfig, command: list[str], schedule: str) -> list[Ma
     cron = templates.read("kuberay/cronjob.yaml")
     cron["metadata"]["name"] = f"{config.name}-nightly"
     cron["spec"]["schedule"] = schedule
-    container = _pod_spec(cron["spec"]["jobTemplate"]["spec"]["template"])["containers"][0]
+    container = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
     container["image"] = config.image
     words = " ".join('"$DAY"'.join(map(shlex.quote, word.split(DAY))) for word in command)
     container["args"] = [
@@ -192,7 +192,7 @@ def _fill(spec: Manifest, config: KubeRayConfig) -> None:
     head = spec["headGroupSpec"]["template"]
     _place(head, ON_DEMAND, config)
     for template in (head, *(group["template"] for group in spec["workerGroupSpecs"])):
-        pod = _pod_spec(template)
+        pod = template["spec"]
         pod["serviceAccountName"] = config.name
         container = pod["containers"][0]
         has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
@@ -205,7 +205,7 @@ def _gpu_group(group: Manifest, market: str, config: KubeRayConfig) -> Manifest:
     group["maxReplicas"] = config.max_gpus // config.gpus_per_node
     group["priority"] = 1 if market == SPOT else 0
     group["labels"] = {"ray.io/market-type": market}
-    pod = _pod_spec(group["template"])
+    pod = group["template"]["spec"]
     kind = GPUS[config.gpu] if config.gpu else None
     if kind is not None:
         pod["nodeSelector"] = {_GPU_LABELS[config.cloud]: kind.labels[config.cloud]}
@@ -224,17 +224,12 @@ def _place(template: Manifest, market: str, config: KubeRayConfig) -> None:
     """Let a pod be on nodes of one kind only: spot, or on demand."""
     if config.cloud not in _MARKETS:
         return
-    pod = _pod_spec(template)
+    pod = template["spec"]
     terms = [{"matchExpressions": [_MARKETS[config.cloud][market]]}]
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
     pod["affinity"] = {"nodeAffinity": required}
     if market == SPOT and config.cloud == "gke":
         pod["tolerations"].append(_SPOT_TAINT)
-
-
-def _pod_spec(template: Manifest) -> Manifest:
-    spec: Manifest = template["spec"]
-    return spec
 
 
 def _check_name(name: str) -> None:

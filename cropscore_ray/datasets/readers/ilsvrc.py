@@ -14,7 +14,7 @@ boxes are normal (half of ImageNet); test images are unlabelled.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cropscore_ray import storage
 from cropscore_ray.datasets.annotations import Annotation, parse_solution, read_annotation
@@ -26,6 +26,7 @@ from cropscore_ray.datasets.records import (
     Box,
     ImageRecord,
     Scan,
+    count_twins,
     part_images,
     stem,
 )
@@ -45,21 +46,11 @@ _VAL_NUMBER = re.compile(r"ILSVRC20\d\d_val_(\d{8})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Image:
-    uri: str
-    split: str
-    folder: str | None
-
-    @property
-    def key(self) -> Key:
-        return self.split, stem(self.uri)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Tree:
     """The files below ROOT by what they are."""
 
-    images: list[_Image] = field(default_factory=list)
+    images: list[ImageRecord] = field(default_factory=list)
+    """Each of the class of its folder."""
     left_aside: dict[str, int] = field(default_factory=dict)
     xml_uris: dict[Key, str] = field(default_factory=dict)
     solution_uris: dict[str, str] = field(default_factory=dict)
@@ -80,7 +71,7 @@ def scan(root_uri: str, log: ProblemLog, progress: ReadProgress | None = None) -
     _count_strays(tree.images, annotations, log)
     blacklisted = _blacklisted(tree, log)
     records = [
-        _record(image, annotations.get(image.key), image.uri in blacklisted, log)
+        _annotated(image, annotations.get(_key(image)), image.image_uri in blacklisted, log)
         for image in tree.images
     ]
     classes = _read_classes(tree.mapping_uris[0]) if tree.mapping_uris else None
@@ -107,9 +98,15 @@ def _list_tree(root_uri: str) -> _Tree:
         elif _BLACKLIST.fullmatch(path):
             tree.blacklist_uris.append(uri)
     images, others = part_images(data)
-    tree.images.extend(_Image(uri=u, split=data[u][0], folder=data[u][1]) for u in images)
     tree.left_aside.update(others)
+    for uri in images:
+        split, folder = data[uri]
+        tree.images.append(ImageRecord(image_uri=uri, split=split, label=folder))
     return tree
+
+
+def _key(image: ImageRecord) -> Key:
+    return image.split or "", stem(image.image_uri)
 
 
 def _read_classes(mapping_uri: str) -> list[ImageClass]:
@@ -148,14 +145,11 @@ def _solution_rows(uri: str) -> Iterable[tuple[str, str]]:
             yield name.strip(), prediction.strip(' "')
 
 
-def _count_strays(images: list[_Image], annotations: Iterable[Key], log: ProblemLog) -> None:
-    seen: dict[Key, str] = {}
-    for image in images:
-        twin = seen.setdefault(image.key, image.uri)
-        if twin != image.uri:
-            log.add("duplicate_image", image.uri, f"has the name of {twin}; both are kept")
-    for split, name in annotations:
-        if (split, name) not in seen:
+def _count_strays(images: list[ImageRecord], annotated: Iterable[Key], log: ProblemLog) -> None:
+    count_twins(((_key(image), image.image_uri) for image in images), log)
+    known = set(map(_key, images))
+    for split, name in annotated:
+        if (split, name) not in known:
             log.add("image_without_file", name, f"annotated in {split}, but not below Data")
 
 
@@ -172,43 +166,35 @@ def _blacklisted(tree: _Tree, log: ProblemLog) -> set[str]:
                 numbers.add(int(word))
             else:
                 log.add("unreadable_annotation", uri, f"{word!r} is no number")
-    images = sorted((image.key[1], image.uri) for image in tree.images if image.split == "val")
-    return {
-        uri
-        for position, (name, uri) in enumerate(images, start=1)
-        if _val_number(name, position) in numbers
-    }
+    uris = [image.image_uri for image in tree.images if image.split == "val"]
+    blacklisted: set[str] = set()
+    for position, (name, uri) in enumerate(sorted((stem(uri), uri) for uri in uris), start=1):
+        match = _VAL_NUMBER.fullmatch(name)
+        if (int(match[1]) if match else position) in numbers:
+            blacklisted.add(uri)
+    return blacklisted
 
 
-def _val_number(name: str, position: int) -> int:
-    match = _VAL_NUMBER.fullmatch(name)
-    return int(match[1]) if match else position
-
-
-def _record(
-    image: _Image, annotation: Annotation | None, blacklisted: bool, log: ProblemLog
+def _annotated(
+    image: ImageRecord, annotation: Annotation | None, blacklisted: bool, log: ProblemLog
 ) -> ImageRecord:
+    uri = image.image_uri
     if image.split == "test":
-        return ImageRecord(image_uri=image.uri, split=image.split)
+        return replace(image, label=None)
     if annotation is None:
-        if image.folder is None:
-            log.add("image_without_annotation", image.uri, "neither XML nor row, nor class folder")
-        return ImageRecord(image_uri=image.uri, split=image.split, label=image.folder)
+        if image.label is None:
+            log.add("image_without_annotation", uri, "neither XML nor row, nor class folder")
+        return image
     for name in annotation.unreadable:
-        log.add("unreadable_box", image.uri, f"object {name!r}")
-    label = image.folder or _first_wnid(annotation)
+        log.add("unreadable_box", uri, f"object {name!r}")
+    label = image.label or _first_wnid(annotation)
     if label is None:
-        log.add("image_without_label", image.uri, "no WordNet id in its annotation")
-    boxes = _boxes_of_class(annotation, label, image.uri, log)
+        log.add("image_without_label", uri, "no WordNet id in its annotation")
+    boxes = _boxes_of_class(annotation, label, uri, log)
     if blacklisted:
-        log.add("blacklisted", image.uri, f"{len(boxes)} boxes put aside")
-    return ImageRecord(
-        image_uri=image.uri,
-        split=image.split,
-        label=label,
-        boxes=() if blacklisted else boxes,
-        stated_size=annotation.size,
-    )
+        log.add("blacklisted", uri, f"{len(boxes)} boxes put aside")
+        boxes = ()
+    return replace(image, label=label, boxes=boxes, stated_size=annotation.size)
 
 
 def _first_wnid(annotation: Annotation) -> str | None:

@@ -4,6 +4,8 @@ An image's class is that of its largest box, and only boxes of that class are ke
 others are counted. The XML's pixels are inclusive and count from 1; see records.half_open.
 """
 
+from dataclasses import replace
+
 from cropscore_ray import storage
 from cropscore_ray.datasets.annotations import Annotation, read_annotation
 from cropscore_ray.datasets.files import ReadProgress, read_all
@@ -13,6 +15,7 @@ from cropscore_ray.datasets.records import (
     INCLUSIVE_BORDER_PX,
     ImageRecord,
     Scan,
+    count_twins,
     of_largest_class,
     part_images,
     stem,
@@ -48,13 +51,10 @@ def scan(root_uri: str, log: ProblemLog, progress: ReadProgress | None = None) -
 
 
 def _count_strays(images: list[str], xml_uris: list[str], log: ProblemLog) -> None:
-    seen: dict[str, str] = {}
-    for image in images:
-        twin = seen.setdefault(stem(image), image)
-        if twin != image:
-            log.add("duplicate_image", image, f"has the name of {twin}; both are kept")
+    count_twins(((stem(image), image) for image in images), log)
+    names = set(map(stem, images))
     for uri in xml_uris:
-        if stem(uri) not in seen:
+        if stem(uri) not in names:
             log.add("image_without_file", uri, "no image of this name in JPEGImages")
 
 
@@ -92,6 +92,4 @@ def _record(
     label, boxes = of_largest_class(annotation.objects, log, image_uri)
     if label is None:
         log.add("image_without_label", image_uri, "the largest object of its XML has no name")
-    return ImageRecord(
-        image_uri=image_uri, label=label, split=split, boxes=boxes, stated_size=annotation.size
-    )
+    return replace(plain, label=label, boxes=boxes, stated_size=annotation.size)
