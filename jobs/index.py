@@ -1,11 +1,12 @@
 """The job behind `cropscore index`: an image set becomes a manifest."""
 
 import sys
+from dataclasses import asdict
 
 from cropscore_ray import storage
 from cropscore_ray.datasets.files import ReadProgress
 from cropscore_ray.datasets.manifest import is_manifest, open_manifest, write_manifest
-from cropscore_ray.datasets.problems import IndexReport
+from cropscore_ray.datasets.problems import IndexReport, aside_in_words
 from cropscore_ray.datasets.sources import Source, index_source, parse_source
 from cropscore_ray.datasets.uri_list import write_list
 from cropscore_ray.errors import RunConflictError
@@ -30,11 +31,7 @@ def run(
         index = index_source(source, progress=progress)
         write_manifest(out, index.manifest)
         report, fingerprint = index.report, index.manifest.fingerprint()
-    facts = {
-        "source": source.absolute,
-        "fingerprint": fingerprint,
-        "report": report.to_json(),
-    }
+    facts = {"source": source.absolute, "fingerprint": fingerprint, "report": asdict(report)}
     storage.write_json(storage.join(out, "index.json"), facts)
     return report
 
@@ -56,14 +53,12 @@ def require_source(source: Source, out: str) -> bool:
 def render(report: IndexReport) -> str:
     """Return a report as plain text, with examples of what was wrong."""
     splits = ", ".join(f"{name} {count:,}" for name, count in report.splits.items())
-    aside = ", ".join(f"{count:,} {kind}" for kind, count in report.left_aside.items())
     where = f" ({splits})" if splits else ""
     lines = [
         f"{report.num_images:,} images{where}, {report.num_boxes:,} boxes on "
         f"{report.num_boxed_images:,} of them, {report.num_classes:,} classes"
     ]
-    if aside:
-        lines.append(f"other files left aside, by extension: {aside}")
+    lines += filter(None, [aside_in_words(report.left_aside)])
     for kind, problem in report.problems.items():
         lines.append(f"{problem.count:,} x {kind}: {problem.meaning}")
         lines += [f"    {example.uri}: {example.detail}" for example in problem.examples]

@@ -10,6 +10,7 @@ from cropscore_ray.bulk.parts import BulkRun
 from cropscore_ray.config.bulk import WorkerConfig
 from cropscore_ray.datasets.listing import GrowingManifest, Lister, growing_manifest
 from cropscore_ray.datasets.manifest import StoredManifest, delete_manifest, open_manifest
+from cropscore_ray.datasets.problems import aside_in_words
 from cropscore_ray.datasets.sources import Source
 from cropscore_ray.datasets.uri_list import write_list
 from cropscore_ray.errors import ConfigError, DataError
@@ -167,5 +168,5 @@ def listed(
 
 
 def _others(left_aside: dict[str, int]) -> str:
-    aside = ", ".join(f"{count:,} {kind}" for kind, count in left_aside.items())
-    return f"; other files left aside, by extension: {aside}" if aside else ""
+    aside = aside_in_words(left_aside)
+    return f"; {aside}" if aside else ""

@@ -26,7 +26,6 @@ from cropscore_ray.schema import ImageClass
 
 _BATCH_ROWS = 65_536
 _SMALL_ROWS, _READERS = 4096, 16  # of a packed set, say, which may have very many files
-_COLUMNS = schema.MANIFEST.names
 CHUNK_IMAGES = 16_384
 """Images a file of a manifest that is written while images are found."""
 _OWN_FILE = re.compile(r"(manifest|chunk-\d{7})\.parquet|(index|listing)\.json")
@@ -173,7 +172,7 @@ def recut(tables: Iterable[pa.Table], sizes: Iterable[int]) -> Iterator[pa.Table
 def _rows_in_order(uri: str, files: list[str]) -> Iterator[pa.Table]:
     """Yield a manifest's rows, a batch at a time; without files in order, sort them first."""
     if files:
-        yield from _read_batches(files, _COLUMNS)
+        yield from _read_batches(files, schema.MANIFEST.names)
         return
     table = read_manifest(uri).table
     steps = np.diff(table["image_id"].to_numpy())

@@ -5,8 +5,8 @@ the log becomes the problems of the IndexReport.
 """
 
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 MAX_EXAMPLES = 5
 
@@ -71,9 +71,11 @@ class IndexReport:
     problems: dict[str, Problem] = field(default_factory=dict)
     """By kind, a word of KINDS."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as plain dicts, lists, numbers and strings."""
-        return asdict(self)
+
+def aside_in_words(left_aside: dict[str, int]) -> str:
+    """Return how many files of each extension are no images; empty if there are none."""
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in left_aside.items())
+    return f"other files left aside, by extension: {counts}" if counts else ""
 
 
 class ProblemLog:

@@ -78,10 +78,7 @@ def fetch_ahead(uris: list[str], begun: list[Fetched] | None = None) -> Iterator
     """Yield `fetch_group` after group, in order; while one is in use, the next is fetched.
 
     Not so where the store gave no answer for an image: who stops at that need not wait for more.
-
-    Args:
-        uris: of all images.
-        begun: the first group, where it is there already.
+    `begun` is the first group, where it is there already.
     """
     return made_ahead(_groups(uris, begun), stops_at=lambda group: any(map(_is_unanswered, group)))
 
@@ -135,14 +132,13 @@ def _read_file(uri: str) -> _ByUri:
 
 
 def _read_span(span: list[Member]) -> _ByUri:
-    data = _read(span[0].file_uri, span[0].offset, archives.stop_of(span))
+    start = span[0].offset
+    data = _read(span[0].file_uri, start, archives.stop_of(span))
+    if isinstance(data, ImageError):
+        return {member.uri: data for member in span}
     images: _ByUri = {}
     for member in span:
-        if isinstance(data, ImageError):
-            images[member.uri] = data
-            continue
-        at = member.offset - span[0].offset
-        image = data[at : at + member.size]
+        image = data[member.offset - start : member.offset - start + member.size]
         short = ImageError("missing", f"{member.uri}: the archive ends before it")
         images[member.uri] = image if len(image) == member.size else short
     return images

@@ -15,12 +15,11 @@ import pyarrow.fs as pafs
 from cropscore_ray.errors import DataError, StorageError
 from cropscore_ray.storage import retries, s3
 from cropscore_ray.storage.disk import FILE_SCHEME, Disk
-from cropscore_ray.storage.s3_store import S3
 from cropscore_ray.storage.store import Store, explained
 
 Result = TypeVar("Result")
 
-_DISK, _S3, _OTHER = Disk(), S3(), Store()
+_DISK, _S3, _OTHER = Disk(), s3.S3(), Store()
 
 
 def store_of(uri: str) -> Store:

@@ -160,13 +160,15 @@ def _call(where: str, action: str, arguments: dict[str, Any]) -> dict[str, Any] 
         answer: dict[str, Any] = getattr(s3.client(), action)(Bucket=bucket, Key=key, **arguments)
         return answer | {"Body": answer["Body"].read()} if "Body" in answer else answer
     except (BotoCoreError, ClientError, OSError) as error:
-        if isinstance(error, ClientError) and s3.code_of(error) in _ABSENT | _OTHERWISE:
+        if isinstance(error, ClientError) and s3.code_of(error) in _ABSENT_OR_CHANGED:
             return None
         raise StorageError(f"cannot lock {where}: {error}") from error
 
 
-_ABSENT = {"NoSuchKey", "404"}
-_OTHERWISE = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+_ABSENT_OR_CHANGED = {
+    *("NoSuchKey", "404"),
+    *("PreconditionFailed", "412", "ConditionalRequestConflict", "409"),
+}
 
 
 class _Lease:

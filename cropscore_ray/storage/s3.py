@@ -1,7 +1,6 @@
-"""Requests to S3 by boto3: all that is read, and conditional writes.
+"""S3 as a store: read by boto3, written through pyarrow.
 
 pyarrow's own S3 knows no buckets whose readers pay, and takes throttling for a missing file.
-What is written goes through it (`s3_store`), which also knows what a folder is.
 """
 
 import errno
@@ -12,21 +11,22 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
-from typing import Any
+from typing import IO, Any
 
 import boto3
+import pyarrow.fs as pafs
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 
 from cropscore_ray.storage import retries
+from cropscore_ray.storage.store import LockKind, Store
 
 CONNECTIONS = 32
 SCHEME = "s3://"
-
-
+_BUFFER_BYTES = 2**18  # small tables are read at once, with their footer
 _making = threading.Lock()  # in turn: threads that began together would each make one
 
 
@@ -162,25 +162,9 @@ def _pages(
         where["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def has_object(bucket: str, key: str) -> bool:
-    """Return whether there is an object of this key."""
-    try:
-        num_bytes(bucket, key)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def has_any(bucket: str, prefix: str) -> bool:
-    """Return whether there is an object below a prefix."""
-    with _as_on_a_disk(f"{SCHEME}{bucket}/{prefix}"):
-        page = client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1, **payer())
-    return bool(page.get("Contents"))
-
-
 def num_bytes(bucket: str, key: str) -> int:
     """Return an object's size; OSError of the usual kinds."""
-    with _as_on_a_disk(f"{SCHEME}{bucket}/{key}"):
+    with _as_on_a_disk(bucket, key):
         return int(client().head_object(Bucket=bucket, Key=key, **payer())["ContentLength"])
 
 
@@ -193,13 +177,9 @@ def read(
         OSError: as a disk would: FileNotFoundError, PermissionError; errno EBUSY where the store
             asks for fewer requests, EFBIG where there are more than `most` bytes, else EIO.
     """
-    part = (
-        {}
-        if (start, stop) == (0, None)
-        else {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
-    )
-    uri = f"{SCHEME}{bucket}/{key}"
-    with _as_on_a_disk(uri):
+    last = "" if stop is None else stop - 1
+    part = {"Range": f"bytes={start}-{last}"} if start or stop is not None else {}
+    with _as_on_a_disk(bucket, key):
         try:
             answer = client().get_object(Bucket=bucket, Key=key, **part, **payer())
         except ClientError as error:
@@ -208,7 +188,8 @@ def read(
             raise
         if most is not None and answer.get("ContentLength", 0) > most:
             answer["Body"].close()
-            raise OSError(errno.EFBIG, f"{answer['ContentLength']:,} bytes", uri)
+            size = f"{answer['ContentLength']:,} bytes"
+            raise OSError(errno.EFBIG, size, f"{SCHEME}{bucket}/{key}")
         return bytes(answer["Body"].read())
 
 
@@ -244,31 +225,28 @@ class Reader(io.RawIOBase):
         return len(data)
 
 
-_MISSING = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
-_THROTTLED = {"SlowDown", "503", "429", "Throttling", "TooManyRequests", "RequestLimitExceeded"}
-_BUSY = {"InternalError", "500", "502", "504", "ServiceUnavailable", "RequestTimeout"}
-_STALE = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed"}
+_CODES = {
+    errno.ENOENT: "NoSuchKey NoSuchBucket 404 NotFound",
+    errno.EBUSY: "SlowDown 503 429 Throttling TooManyRequests RequestLimitExceeded",
+    errno.EIO: "InternalError 500 502 504 ServiceUnavailable RequestTimeout "
+    "ExpiredToken InvalidToken TokenRefreshRequired RequestTimeTooSkewed",  # to be refreshed
+}
+_ERRNOS = {code: number for number, codes in _CODES.items() for code in codes.split()}
 
 
 @contextmanager
-def _as_on_a_disk(uri: str) -> Iterator[None]:
+def _as_on_a_disk(bucket: str, key: str) -> Iterator[None]:
     """Raise what a disk would in place of what S3 answers."""
     try:
         yield
     except (BotoCoreError, ClientError) as error:
         code = f"{code_of(error)}: " if isinstance(error, ClientError) else ""
-        raise OSError(_errno(error), f"{code}{error}", uri) from error
+        raise OSError(_errno(error), f"{code}{error}", f"{SCHEME}{bucket}/{key}") from error
 
 
 def _errno(error: Exception) -> int:
-    if isinstance(error, ClientError):
-        code = code_of(error)
-        if code in _MISSING:
-            return errno.ENOENT
-        if code in _THROTTLED:
-            return errno.EBUSY
-        # Credentials may be refreshed; anything else was said of this object, and stands.
-        return errno.EIO if code in _BUSY | _STALE else errno.EACCES
+    if isinstance(error, ClientError):  # what is not listed was said of this object, and stands
+        return _ERRNOS.get(code_of(error), errno.EACCES)
     passes = isinstance(error, (HTTPClientError, ConnectionError))
     return errno.EIO if passes else errno.EINVAL
 
@@ -284,3 +262,69 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
     """Part `s3://bucket/key` into its two names."""
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
     return bucket, key
+
+
+class S3(Store):
+    """The objects of S3; a folder is a prefix that something lies below."""
+
+    lock: LockKind = "lease"
+    numbers_errors = True
+    most_entries: int | None = 10_000
+
+    def filesystem(self, uri: str) -> tuple[pafs.FileSystem, str]:
+        """Return pyarrow's file system, to write with, and the path inside it."""
+        ask_plainly()
+        return super().filesystem(uri)
+
+    def exists(self, uri: str) -> bool:
+        """Return whether there is an object, or one below that prefix."""
+        bucket, key = bucket_and_key(uri)
+        with suppress(FileNotFoundError):
+            if key:
+                num_bytes(bucket, key)
+                return True
+        return self.is_folder(uri)
+
+    def is_folder(self, uri: str) -> bool:
+        """Return whether there is an object below a prefix."""
+        bucket, prefix = _prefix(uri)
+        with _as_on_a_disk(bucket, prefix):
+            page = client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1, **payer())
+        return bool(page.get("Contents"))
+
+    def iter_files(self, uri: str, after: str) -> Iterator[str]:
+        """Yield the URIs of all objects below a prefix in order; a few thousand are in memory."""
+        bucket, prefix = _prefix(uri)
+        start = bucket_and_key(after)[1] if after else ""
+        for key in iter_keys(bucket, prefix, start):
+            if not key.endswith("/"):  # an empty object in place of a folder
+                yield f"{SCHEME}{bucket}/{key}"
+
+    def file_names_in(self, uri: str) -> set[str]:
+        """Return the names of the objects directly below a prefix."""
+        return {name for name, is_folder in self.iter_level(uri) if not is_folder}
+
+    def iter_level(self, uri: str) -> Iterator[tuple[str, bool]]:
+        """Yield the names directly below a prefix, and whether each is a folder."""
+        for key, is_folder in iter_level(*_prefix(uri)):
+            yield (key.rstrip("/") if is_folder else key).rsplit("/", 1)[-1], is_folder
+
+    def open_file(self, uri: str, buffer_bytes: int | None = None) -> IO[bytes]:
+        """Open an object; at least `buffer_bytes` come with each request."""
+        return io.BufferedReader(Reader(*bucket_and_key(uri)), buffer_bytes or _BUFFER_BYTES)
+
+    def read(
+        self, uri: str, start: int = 0, stop: int | None = None, *, most: int | None = None
+    ) -> bytes:
+        """Return an object's bytes, or those of a part of it, with one request."""
+        return read(*bucket_and_key(uri), start, stop, most=most)
+
+    def is_transient(self, error: Exception) -> bool:
+        """Return whether the same request may succeed in a while."""
+        return is_transient(error)
+
+
+def _prefix(uri: str) -> tuple[str, str]:
+    """Return the bucket of a folder, and what the keys below it begin with."""
+    bucket, key = bucket_and_key(uri)
+    return bucket, f"{key}/" if key else ""

@@ -1,6 +1,6 @@
 """What a store can do: the base of all stores, and whatever else pyarrow opens.
 
-`disk` and `s3_store` replace what pyarrow does otherwise than they need it. A store knows no
+`disk` and `s3` replace what pyarrow does otherwise than they need it. A store knows no
 table and no lock. What fails in it is an OSError, as on a disk; `explained` makes a message of it.
 """
 

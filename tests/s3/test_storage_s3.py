@@ -33,7 +33,7 @@ from cropscore_ray.images.fetch import fetch_images
 from cropscore_ray.jobs import index
 from cropscore_ray.schema import MANIFEST, ImageClass, rows_to_table
 from cropscore_ray.storage import s3
-from cropscore_ray.storage.s3_store import S3
+from cropscore_ray.storage.s3 import S3
 
 
 def test_bytes_come_back_as_written(s3_uri: str) -> None:

@@ -164,20 +164,9 @@ def _registry_login(image: str) -> list[str]:
 
 
 def _registry_statements(image: str) -> list[dict[str, Any]]:
-    if not (ecr := _ECR.match(image)):
+    if not (registry := _ECR.match(image)):
         return []
-    repository = re.split("[:@]", image[ecr.end() :])[0]
-    return [
-        {
-            "Sid": "EnterTheRegistry",
-            "Effect": "Allow",
-            "Action": ["ecr:GetAuthorizationToken"],
-            "Resource": "*",
-        },
-        {
-            "Sid": "PullTheImage",
-            "Effect": "Allow",
-            "Action": ["ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],
-            "Resource": f"arn:aws:ecr:{ecr['region']}:{ecr['account']}:repository/{repository}",
-        },
-    ]
+    repository = re.split("[:@]", image[registry.end() :])[0]
+    values = registry.groupdict() | {"repository": repository}
+    statements: list[dict[str, Any]] = templates.read("aws-registry-policy.json")["Statement"]
+    return [_filled(statement, values) for statement in statements]

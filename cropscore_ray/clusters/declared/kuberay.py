@@ -90,7 +90,10 @@ class KubeRayConfig:
     """Environment of all pods: where the object store is. No secrets."""
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        is_label = re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", self.name)
+        fits = bool(is_label) and len(self.name) <= _LONGEST_NAME
+        rule = f"at most {_LONGEST_NAME} small letters, digits and hyphens, a letter first"
+        rules.require(fits, "kuberay.name", self.name, rule)
         rules.one_of(tuple(CLOUDS), "kuberay.cloud", self.cloud)
         rules.check(self, "kuberay", "1 or more", "max_gpus", "gpus_per_node", "idle_s")
         rules.check(self, "kuberay", "0 or more", "max_cpu_nodes")
@@ -230,12 +233,6 @@ def _place(template: Manifest, market: str, config: KubeRayConfig) -> None:
     pod["affinity"] = {"nodeAffinity": required}
     if market == SPOT and config.cloud == "gke":
         pod["tolerations"].append(_SPOT_TAINT)
-
-
-def _check_name(name: str) -> None:
-    is_label = re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= _LONGEST_NAME
-    rule = f"at most {_LONGEST_NAME} small letters, digits and hyphens, a letter first"
-    rules.require(bool(is_label), "kuberay.name", name, rule)
 
 
 def _is_secret(name: str, value: str) -> bool:

@@ -127,12 +127,7 @@ def nodes(cluster: Declared) -> list[dict[str, Any]]:
     try:
         client = boto3.Session().client("ec2", region_name=cluster.region)
         pages = client.get_paginator("describe_instances").paginate(Filters=having_its_tag)
-        known = [
-            _node(instance)
-            for page in pages
-            for reservation in page["Reservations"]
-            for instance in reservation["Instances"]
-        ]
+        known = [_node(instance) for instance in pages.search("Reservations[].Instances[]")]
     except (BotoCoreError, ClientError) as error:
         raise ClusterError(
             f"AWS does not tell the nodes in {cluster.region}: {error}",

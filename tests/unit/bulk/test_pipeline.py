@@ -16,7 +16,7 @@ from cropscore_ray.datasets.manifest import open_manifest
 from cropscore_ray.datasets.uri_list import write_list
 from cropscore_ray.errors import StorageError
 from cropscore_ray.storage import files, retries
-from cropscore_ray.storage.s3_store import S3
+from cropscore_ray.storage.s3 import S3
 
 NUM_PARTS, PART_IMAGES = 70, 2
 

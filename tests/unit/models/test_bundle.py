@@ -23,7 +23,7 @@ from cropscore_ray.models.bundle import (
 from cropscore_ray.models.googlenet import make_network
 from cropscore_ray.schema import ImageClass
 from cropscore_ray.storage import files
-from cropscore_ray.storage.s3_store import S3
+from cropscore_ray.storage.s3 import S3
 
 CLASSES = [ImageClass(id="n01", name="café"), ImageClass(id="n02", name="tench, fish")]
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}

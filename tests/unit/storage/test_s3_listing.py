@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cropscore_ray import storage
 from cropscore_ray.storage import s3
-from cropscore_ray.storage.s3_store import S3
+from cropscore_ray.storage.s3 import S3
 
 WAIT_S = 20
 
