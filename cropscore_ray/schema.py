@@ -38,7 +38,7 @@ UNREACHED = frozenset({"unreachable", "throttled"})
 """Nothing was said of the image itself: it may be had another time."""
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
-"""The columns of a box, where it does not lie in one."""
+"""The columns of a box, where each side has a column."""
 
 MANIFEST = pa.schema(
     [

@@ -129,10 +129,7 @@ def listed(
 ) -> Iterator[None]:
     """List the folder of a growing manifest while the block runs; begin once it has an image.
 
-    Args:
-        manifest: where images go; nothing is done for a stored one.
-        held: the lock of the run folder, which is given up if the folder has no image.
-        shown: told what was found.
+    Nothing is done for a stored manifest. If the folder has no image, the run is discarded.
 
     Raises:
         DataError: the folder has no image.

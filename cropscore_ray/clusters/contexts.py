@@ -35,10 +35,8 @@ def read() -> dict[str, Any]:
 def use(name: str, address: str | None = None, token: Path | None = None) -> str:
     """Let commands go to a cluster from now on; return its address.
 
-    Args:
-        name: of the cluster.
-        address: of its dashboard; needed the first time. With it a token is forgotten.
-        token: the file that holds the cluster's token; None: where Ray looks for one.
+    The first time it needs the address of the dashboard. A new address forgets the token; `token`
+    is the file that holds the new token, None: where Ray looks for it.
 
     Raises:
         ConfigError: nobody has said yet where it is.
@@ -65,7 +63,7 @@ def address(given: str | None) -> str:
     """Return the address that a command goes to.
 
     The one that is given, or a cluster's name; else RAY_API_SERVER_ADDRESS; else RAY_ADDRESS if it
-    is one of a dashboard; else the cluster in use.
+    is a dashboard's; else the cluster in use.
     """
     known = read()
     if given is not None:

@@ -209,9 +209,7 @@ class Cluster:
 
 def exit_status(job: JobDetails) -> int:
     """Return the exit status of a job that has ended."""
-    if job.status == JobStatus.SUCCEEDED:
-        return 0
-    return job.driver_exit_code or 1
+    return 0 if job.status == JobStatus.SUCCEEDED else job.driver_exit_code or 1
 
 
 def environment() -> dict[str, str]:

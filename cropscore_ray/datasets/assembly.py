@@ -88,16 +88,11 @@ def _checked(
             yield None, []
             continue
         size = next(sizes)
-        if isinstance(size, Finding):
-            log.add(size.kind, record.image_uri, size.detail)
-        true_size = None if isinstance(size, Finding) else size
+        true_size, unread = (None, [size]) if isinstance(size, Finding) else (size, [])
         boxes, findings = check_boxes(
-            record.boxes,
-            stated_size=record.stated_size,
-            true_size=true_size,
-            border_px=border_px,
+            record.boxes, stated_size=record.stated_size, true_size=true_size, border_px=border_px
         )
-        for finding in findings:
+        for finding in [*unread, *findings]:
             log.add(finding.kind, record.image_uri, finding.detail)
         yield true_size or record.stated_size, boxes
 

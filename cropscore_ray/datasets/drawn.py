@@ -47,11 +47,7 @@ Texture = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.bool_]
 
 
 def draw_image(rng: Generator, class_index: int) -> tuple[Image.Image, list[Box]]:
-    """Draw one image with one object of a class, or with two.
-
-    Args:
-        rng: the only source of randomness.
-        class_index: position in CLASS_NAMES.
+    """Draw an image with one or two objects of a class, given by its position in CLASS_NAMES.
 
     Returns:
         The RGB image and its box_xyxy in whole pixels, half-open: exactly the extent of
@@ -77,14 +73,9 @@ def draw_image_set(
     """Draw an image set into a folder: images/{train,val}/CLASS/NUMBER.jpg and labels.csv.
 
     Classes take turns. An image depends on the seed, its split and its number alone, so
-    a longer set begins with the shorter one.
-
-    Args:
-        folder_uri: where the files go; files of the same names are replaced.
-        num_train: images of split "train".
-        num_val: images of split "val".
-        seed: the same seed gives the same bytes.
-        progress: called after each image with the number drawn so far and the total.
+    a longer set begins with the shorter one, and the same seed gives the same bytes. Files of
+    the same names are replaced. After each image `progress` is called with the number drawn so
+    far and the total.
 
     Returns:
         The URI of labels.csv: CSV_COLUMNS, one row per box, `image` relative to the folder.

@@ -90,7 +90,7 @@ def growing_manifest(folder_uri: str, manifest_uri: str, *, begun: bool) -> Grow
     """Return the manifest of a folder, to be listed or listed already.
 
     More folders than 10,000 in the folder are no classes, and neither are those of S3 that stand
-    behind 10,000 files, nor the one that the manifest itself lies in. If a run has `begun` on the
+    behind 10,000 files, nor the folder of the manifest itself. If a run has `begun` on the
     chunks that are there, its classes are theirs: by now the folder may have others.
     """
     manifest = GrowingManifest(uri=manifest_uri, folder_uri=folder_uri, classes=[])

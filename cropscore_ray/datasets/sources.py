@@ -81,7 +81,7 @@ class Source:
         """Return whether it is a folder of images.
 
         Raises:
-            StorageError, DataError: it is given as one, and neither a folder nor a manifest.
+            StorageError, DataError: it is given as a folder, and neither a folder nor a manifest.
         """
         if self.form or self.is_manifest():
             return False

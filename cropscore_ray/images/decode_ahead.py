@@ -1,4 +1,4 @@
-"""Encoded images to pixels, a group ahead of the one in use.
+"""Encoded images to pixels, a group ahead of the group in use.
 
 On a CPU Pillow decodes, in threads. On a GPU the files that its decoder takes go there as
 one list, and the others come from Pillow. It knows nothing of networks.

@@ -30,12 +30,9 @@ _GROUP_BYTES = 32 * 2**20
 _STEP = 64  # images of a group that are fetched at once
 _FEWEST = 16  # for which a group is not yet full
 
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _STATUSES = {
-    errno.ENOENT: "missing",
-    errno.ENOTDIR: "missing",
-    errno.EISDIR: "missing",
-    errno.ELOOP: "missing",
-    errno.ENAMETOOLONG: "missing",
+    **dict.fromkeys(_NO_FILE, "missing"),
     errno.EACCES: "denied",
     errno.EPERM: "denied",
     errno.EBUSY: "throttled",

@@ -8,9 +8,9 @@ other, since the store compares what is there with what was seen.
 A holder may also have been paused, or cut off from the store, and come back. It never replaces
 another's lock, and each process of the run looks at the lock right before it writes a part or
 run.json (`Held.require`). So what two runs could still write at once is what was on its way to
-the store between such a look and the end of that write.
+the store between that look and the end of that write.
 
-Other stores have no such means; there two runs at once would do the same work twice, and write
+Other stores have no means for this; there two runs at once would do the same work twice, and write
 the same files.
 """
 
@@ -154,7 +154,7 @@ def _read(where: str) -> _Object | None:
 
 
 def _call(where: str, action: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what S3 answers, or None if it has no such object or it is not as was asked for."""
+    """Return what S3 answers, or None if the object is not there, or not as was asked for."""
     bucket, key = s3.bucket_and_key(where)
     try:
         answer: dict[str, Any] = getattr(s3.client(), action)(Bucket=bucket, Key=key, **arguments)

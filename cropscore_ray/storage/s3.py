@@ -150,7 +150,7 @@ def _first_keys(bucket: str, prefix: str, after: str) -> tuple[list[str], bool]:
 def _pages(
     bucket: str, prefix: str, after: str, *, one_level: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Yield the pages of a listing; one that the store has no time for is asked for again."""
+    """Yield the pages of a listing; a page that the store has no time for is asked for again."""
     where = {"Bucket": bucket, "Prefix": prefix, "StartAfter": after, **payer()}
     where |= {"Delimiter": "/"} if one_level else {}
     while True:
@@ -277,7 +277,7 @@ class S3(Store):
         return super().filesystem(uri)
 
     def exists(self, uri: str) -> bool:
-        """Return whether there is an object, or one below that prefix."""
+        """Return whether an object is there, or below that prefix."""
         bucket, key = bucket_and_key(uri)
         with suppress(FileNotFoundError):
             if key:

@@ -61,7 +61,7 @@ def declared(path: str) -> Declared:
 
 
 def up(cluster: Declared) -> None:
-    """Start a cluster, or bring the one that is there up to its file.
+    """Start a cluster, or bring a running cluster up to its file.
 
     Raises:
         ClusterError: AWS refuses, or Ray fails; what Ray says of it stands on stderr.

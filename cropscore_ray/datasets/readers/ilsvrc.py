@@ -6,7 +6,7 @@
     ROOT/LOC_synset_mapping.txt                        the classes: wnid and names
     ROOT/**/data/ILSVRC20??_clsloc_validation_blacklist.txt     of a devkit, optional
 
-The files below Data are the images; an annotation without one is counted. The class is
+The files below Data are the images; an annotation without an image is counted. The class is
 the folder's wnid, or the first wnid of the annotation. Classes stand in the order of
 sorted wnids, which is torchvision's and not the devkit's own. Images of train without
 boxes are normal (half of ImageNet); test images are unlabelled.
@@ -76,10 +76,7 @@ def scan(root_uri: str, log: ProblemLog, progress: ReadProgress | None = None) -
     ]
     classes = _read_classes(tree.mapping_uris[0]) if tree.mapping_uris else None
     return Scan(
-        records=records,
-        classes=classes,
-        left_aside=tree.left_aside,
-        border_px=INCLUSIVE_BORDER_PX,
+        records=records, classes=classes, left_aside=tree.left_aside, border_px=INCLUSIVE_BORDER_PX
     )
 
 

@@ -3,7 +3,7 @@
 Files of one archive with the same name up to the first dot of the file's own name are one
 sample: `a/7.jpg` is an image, `a/7.cls` its class as text. What else a sample has is left
 aside. Headers are read, and classes; no image is. A damaged archive has the images before the
-damage; one that cannot be had has images that nobody knows, so it stops the index.
+damage; an archive that cannot be had has images that nobody knows, so it stops the index.
 """
 
 import fnmatch
