@@ -117,12 +117,7 @@ def pipeline(config: BenchConfig, progress: Callable[[int, int], None]) -> dict[
     device = _device()
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
-        bundle = (
-            load_bundle(config.model)
-            if config.model
-            else scorer_bench.random_bundle(f"{folder}/model")
-        )
-        bundle.require(SCORER)
+        bundle = _bundle(config, f"{folder}/model")
         steps = itertools.count(1)
         for _ in range(config.rounds):
             rounds.append(
@@ -163,19 +158,14 @@ def _device() -> torch.device:
 
 
 def _report(device: torch.device, rows: list[Measured], ratios: dict[str, float]) -> dict[str, Any]:
-    return {"machine": machine(device), "rows": [_plain(row) for row in rows], "ratios": ratios}
-
-
-def _plain(row: Measured) -> dict[str, Any]:
-    values = row.values
-    return {
-        "name": row.name,
-        "unit": row.unit,
-        "median": row.median,
-        "min": min(values),
-        "max": max(values),
-        "runs": len(values),
-    }
+    plain = [
+        {
+            **{"name": row.name, "unit": row.unit, "median": row.median},
+            **{"min": min(row.values), "max": max(row.values), "runs": len(row.values)},
+        }
+        for row in rows
+    ]
+    return {"machine": machine(device), "rows": plain, "ratios": ratios}
 
 
 def render(report: dict[str, Any]) -> list[Table | str]:

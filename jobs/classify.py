@@ -20,11 +20,7 @@ def run(
 ) -> list[ClassifierErrors]:
     """Evaluate the classifiers of a bundle on a manifest's images, with one crop and with ten.
 
-    Args:
-        model: the bundle.
-        data_uri: the manifest.
-        split: of the manifest; None: the one that is not `train`.
-        json_path: where to write the figures as JSON, if anywhere.
+    Arguments as `jobs.evaluate.run` has them; without a split, the one that is not `train`.
 
     Raises:
         ConfigError: the manifest has several splits and none was named.

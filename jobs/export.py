@@ -17,11 +17,8 @@ logger = logging.getLogger(__name__)
 def run(predictions_uri: str, *, format: str, out: str, meta: str | None = None) -> None:
     """Write predictions to the file `out`.
 
-    Args:
-        predictions_uri: A run folder, or a predictions folder or file.
-        format: One of FORMATS.
-        out: The file to write.
-        meta: The development kit's meta file, for `devkit`.
+    `predictions_uri` is a run folder, or a predictions folder or file; `format` is one of FORMATS,
+    and `devkit` needs the development kit's `meta` file.
     """
     if format not in FORMATS:
         raise ConfigError(f"format: {format!r} is not one of {', '.join(FORMATS)}")

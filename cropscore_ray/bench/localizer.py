@@ -1,5 +1,6 @@
 """All classes' last layers in one stack against a loop over classes."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -32,15 +33,13 @@ def contestants(
     arguments = (shared_4H, train, choosing, torch.arange(NUM_CLASSES, device=device), config)
     stacked, looped = fine_tune(*arguments)[0], fine_tune_in_a_loop(*arguments)[0]
 
-    def run(way: partial[tuple[torch.Tensor, torch.Tensor]]) -> int:
-        way()[1].cpu()  # and so wait for the device
+    def run(way: Callable[..., tuple[Tensor, Tensor]]) -> int:
+        way(*arguments)[1].cpu()  # and so wait for the device
         return NUM_CLASSES
 
     ways = {"loop": fine_tune_in_a_loop, "stacked": fine_tune}
-    return (
-        {name: partial(run, partial(way, *arguments)) for name, way in ways.items()},
-        float((stacked - looped).abs().max()),
-    )
+    runs: dict[str, Run] = {name: partial(run, way) for name, way in ways.items()}
+    return runs, float((stacked - looped).abs().max())
 
 
 def fine_tune_in_a_loop(
@@ -49,13 +48,8 @@ def fine_tune_in_a_loop(
     """Do what `fine_tune` does class by class: the reference, and the slow way."""
     heads, gained = [], []
     for class_index in classes_G.tolist():
-        mine, others = (
-            (
-                data.hidden_NH[data.classes_N == class_index],
-                data.boxes_NM4[data.classes_N == class_index],
-            )
-            for data in (train, choosing)
-        )
+        own = [(data, data.classes_N == class_index) for data in (train, choosing)]
+        mine, others = ((data.hidden_NH[is_own], data.boxes_NM4[is_own]) for data, is_own in own)
         last = nn.Linear(shared_4H.shape[1], 4, bias=False)
         last.weight = nn.Parameter(shared_4H.clone())
         optimizer = torch.optim.Adam(last.parameters(), lr=config.classwise_learning_rate)

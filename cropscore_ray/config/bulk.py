@@ -28,8 +28,7 @@ class LocalizeConfig:
             one_of(MODES, "mode", self.mode)
         one_of(("predicted", "label", "both"), "classes", self.classes)
         require(1 <= self.top_k <= 1000, "top_k", self.top_k, "from 1 to 1000")
-        fits = self.part_images is None or self.part_images >= 1
-        require(fits, "part_images", self.part_images, "1 or more, or null")
+        check(self, "", "1 or more, or null", "part_images")
         check(self, "", "above 0", "max_megapixels")
 
 
@@ -44,10 +43,8 @@ class WorkerConfig:
     some, which Ray's own autoscaler does not."""
 
     def __post_init__(self) -> None:
-        if self.num_workers is not None:
-            check(self, "workers", "1 or more", "num_workers")
-        if self.gpus_per_worker is not None:
-            check(self, "workers", "from 0 to 1", "gpus_per_worker")
+        check(self, "workers", "1 or more", "num_workers")
+        check(self, "workers", "from 0 to 1", "gpus_per_worker")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

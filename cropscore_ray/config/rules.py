@@ -7,6 +7,7 @@ from cropscore_ray.errors import ConfigError
 _RULES = {
     "0 or more": lambda value: value >= 0,
     "1 or more": lambda value: value >= 1,
+    "1 or more, or null": lambda value: value >= 1,
     "above 0": lambda value: value > 0,
     "above 0 and at most 1": lambda value: 0 < value <= 1,
     "above 0 and below 1": lambda value: 0 < value < 1,
@@ -16,10 +17,12 @@ _RULES = {
 
 
 def check(config: Any, section: str, rule: str, *names: str) -> None:
-    """Raise ConfigError if one of these fields of a section, "" for none, breaks the rule."""
+    """Raise ConfigError if a field of a section ("" for none) breaks the rule; None never does."""
     for name in names:
         value = getattr(config, name)
-        require(_RULES[rule](value), f"{section}.{name}".removeprefix("."), value, rule)
+        require(
+            value is None or _RULES[rule](value), f"{section}.{name}".removeprefix("."), value, rule
+        )
 
 
 def one_of(known: tuple[str, ...], name: str, value: str) -> None:

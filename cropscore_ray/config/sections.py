@@ -31,14 +31,10 @@ class PreprocessConfig:
     """RGB standard deviation of values in [0, 1]."""
 
     def __post_init__(self) -> None:
-        fits = 32 <= self.input_px <= 1024
-        require(fits, "preprocess.input_px", self.input_px, "from 32 to 1024")
-        require(
-            self.frame_px >= self.input_px,
-            "preprocess.frame_px",
-            self.frame_px,
-            f"at least preprocess.input_px ({self.input_px})",
-        )
+        side, frame = self.input_px, self.frame_px
+        require(32 <= side <= 1024, "preprocess.input_px", side, "from 32 to 1024")
+        rule = f"at least preprocess.input_px ({side})"
+        require(frame >= side, "preprocess.frame_px", frame, rule)
         require(min(self.std) > 0, "preprocess.std", self.std, "above 0")
 
 
@@ -85,8 +81,7 @@ class SgdConfig:
         check(self, name, "1 or more", "batch_size")
         check(self, name, "above 0", "learning_rate")
         check(self, name, "from 0 to below 1", "ema_decay")
-        passes = self.pass_size is None or self.pass_size >= 1
-        require(passes, f"{name}.pass_size", self.pass_size, "1 or more, or null")
+        check(self, name, "1 or more, or null", "pass_size")
         one_of(("cosine", "step"), f"{name}.schedule", self.schedule)
         one_of(("sgd", "adamw"), f"{name}.optimizer", self.optimizer)
 
@@ -117,12 +112,9 @@ class ClassifierConfig(SgdConfig):
         check(self, "classifier", "above 0 and at most 1", "min_area_fraction")
         members = self.num_members
         require(1 <= members <= 9, "classifier.num_members", members, "from 1 to 9")
-        require(
-            self.init_members is None or 1 <= self.init_members <= members,
-            "classifier.init_members",
-            self.init_members,
-            f"from 1 to classifier.num_members ({members}), or null",
-        )
+        first, rule = self.init_members, f"from 1 to classifier.num_members ({members}), or null"
+        fits = first is None or 1 <= first <= members
+        require(fits, "classifier.init_members", first, rule)
         if self.epochs == 0 and self.num_members > 1:  # all would be the given network
             raise ConfigError(
                 f"classifier.num_members is {self.num_members}, but it must be 1 with "
@@ -168,10 +160,9 @@ class ScorerConfig(SgdConfig):
         require(learns, "scorer.epochs", self.epochs, "1 or more with scorer.overlap_width")
         fractions = ("context_fraction", "jitter_fraction", "grid_fraction")
         check(self, "scorer", "from 0 to 1", *fractions)
-        whole = min(self.level_shares) >= 0 and abs(sum(self.level_shares) - 1) < 1e-9
-        require(
-            whole, "scorer.level_shares", self.level_shares, "three numbers from 0 that add up to 1"
-        )
+        shares, rule = self.level_shares, "three numbers from 0 that add up to 1"
+        whole = min(shares) >= 0 and abs(sum(shares) - 1) < 1e-9
+        require(whole, "scorer.level_shares", shares, rule)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -299,8 +290,7 @@ class TrainConfig:
         one_of(MODES, "mode", self.mode)
         check(self, "", "0 or more", "seed", "checkpoint_steps")
         check(self, "", "1 or more", "num_workers")
-        most = self.max_localizer_images
-        require(most is None or most >= 1, "max_localizer_images", most, "1 or more, or null")
+        check(self, "", "1 or more, or null", "max_localizer_images")
         fewest, rule = self.min_workers, f"from 1 to num_workers ({self.num_workers}), or null"
         require(fewest is None or 1 <= fewest <= self.num_workers, "min_workers", fewest, rule)
         # A scorer that is taken as it is needs no images.

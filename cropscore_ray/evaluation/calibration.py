@@ -57,10 +57,8 @@ def reliability(confidence_N: NDArray[np.float64], hit_N: NDArray[np.bool_]) -> 
     order = np.argsort(-confidence_N, kind="stable")
     confidence, hit = confidence_N[order], hit_N[order].astype(np.float64)
     num_bins = max(1, min(MOST_BINS, len(confidence) // LEAST_IN_A_BIN))
-    parts = [
-        (confidence[places], hit[places])
-        for places in np.array_split(np.arange(len(hit)), num_bins)
-    ][::-1]
+    columns = (np.array_split(values, num_bins) for values in (confidence, hit))
+    parts = list(zip(*columns, strict=True))[::-1]
     bins = [
         Bin(num_boxes=len(hits), confidence=float(promised.mean()), hit_rate=float(hits.mean()))
         for promised, hits in parts

@@ -117,7 +117,9 @@ class Evaluation:
             "num_images": self.num_images,
             "num_failed": self.num_failed,
             **self.overall.to_json(),
-            "max_box_acc": {key: rate and rate.fraction for key, rate in self.max_box_acc.items()},
+            "max_box_acc": {
+                key: share and share.fraction for key, share in self.max_box_acc.items()
+            },
             "confidence": self.confidence and asdict(self.confidence),
             "constant_box": self.constant_box,
             "by_num_boxes": {
@@ -160,7 +162,7 @@ def evaluate(
     truth = outcome.truth
     fitted = _fit_constant_box(manifest)
     box = constant_box if fitted is None else fitted
-    wrong = {**outcome.wrong, **_box_baselines(truth, box)}
+    wrong = {**outcome.wrong, **box_baselines(truth, box)}
     return Evaluation(
         split=rows.splits[0] if rows.splits else None,
         num_images=len(truth.image_id),
@@ -250,7 +252,8 @@ def _fit_constant_box(manifest: Manifest) -> Floats | None:
     return baselines.fit_constant_box(unit_boxes) if unit_boxes else None
 
 
-def _box_baselines(truth: Truth, box: Sequence[float] | Floats | None) -> dict[str, Bools]:
+def box_baselines(truth: Truth, box: Sequence[float] | Floats | None) -> dict[str, Bools]:
+    """Return which images the whole image, and the constant box if there is one, get wrong."""
     whole = {"whole_image": matching.constant_box_wrong(truth, (0.0, 0.0, 1.0, 1.0))}
     if box is None:
         return whole
@@ -260,14 +263,14 @@ def _box_baselines(truth: Truth, box: Sequence[float] | Floats | None) -> dict[s
 def _figures(truth: Truth, wrong: dict[str, Bools], group: Bools) -> Figures:
     labelled, boxed = group & truth.labelled, group & truth.boxed
 
-    def rate(name: str) -> Rate | None:
-        return _rate(wrong.get(name), labelled if name.startswith("cls_") else boxed)
+    def named(name: str) -> Rate | None:
+        return rate(wrong.get(name), labelled if name.startswith("cls_") else boxed)
 
     return Figures(
         num_images=int(labelled.sum()),
         num_boxed=int(boxed.sum()),
-        error=Errors(**{name: rate(name) for name in Errors.__dataclass_fields__}),
-        baselines=Baselines(**{name: rate(name) for name in Baselines.__dataclass_fields__}),
+        error=Errors(**{name: named(name) for name in Errors.__dataclass_fields__}),
+        baselines=Baselines(**{name: named(name) for name in Baselines.__dataclass_fields__}),
     )
 
 
@@ -279,7 +282,7 @@ def _per_class(truth: Truth, wrong: dict[str, Bools]) -> dict[int, Figures]:
 def _max_box_acc(outcome: Outcomes) -> dict[str, Rate | None]:
     iou, boxed = outcome.known_iou, outcome.truth.boxed
     return {
-        f"{threshold}": _rate(None if iou is None else iou >= threshold, boxed)
+        f"{threshold}": rate(None if iou is None else iou >= threshold, boxed)
         for threshold in MAX_BOX_ACC_THRESHOLDS
     }
 
@@ -292,7 +295,8 @@ def _confidence(outcome: Outcomes) -> Reliability | None:
     return reliability(outcome.known_confidence[judged], hits)
 
 
-def _rate(hits: Bools | None, counted: Bools) -> Rate | None:
+def rate(hits: Bools | None, counted: Bools) -> Rate | None:
+    """Return the share of hits among the counted images; None where there is nothing to count."""
     if hits is None or not counted.any():
         return None
     return Rate(fraction=float(hits[counted].mean()), num_images=int(counted.sum()))
@@ -301,4 +305,4 @@ def _rate(hits: Bools | None, counted: Bools) -> Rate | None:
 def _each(rates: Errors | Baselines, figure: str) -> dict[str, float | None]:
     """Return a figure of each rate by name, None for a rate that is not available."""
     by_name = {name: getattr(rates, name) for name in rates.__dataclass_fields__}
-    return {name: rate and getattr(rate, figure) for name, rate in by_name.items()}
+    return {name: value and getattr(value, figure) for name, value in by_name.items()}

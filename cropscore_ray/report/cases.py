@@ -16,8 +16,6 @@ from cropscore_ray.datasets.manifest import Manifest
 from cropscore_ray.evaluation import matching, metrics, ranking
 from cropscore_ray.evaluation.matching import Bools, Floats, Ints, Truth
 
-WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cases:
@@ -47,8 +45,10 @@ class Cases:
     def gt_boxes(self, position: int) -> list[list[float]]:
         """Return an image's true boxes, xyxy in pixels; `position` counts from 0 to N - 1."""
         start = int(self.truth.num_boxes[:position].sum())
-        boxes_G4 = self.truth.boxes[start : start + int(self.truth.num_boxes[position])]
-        return [[float(side) for side in box] for box in boxes_G4]
+        boxes: list[list[float]] = self.truth.boxes[start:][
+            : self.truth.num_boxes[position]
+        ].tolist()
+        return boxes
 
 
 def find_cases(
@@ -75,7 +75,6 @@ def find_cases(
     row, iou = np.full(len(truth.image_id), -1), np.zeros(len(truth.image_id))
     row[image_P] = np.arange(len(shown))
     iou[image_P] = matching.best_iou(truth, schema.boxes(shown), image_P)
-    baselines = {"constant_box": constant_box, "whole_image": WHOLE_IMAGE}
     return Cases(
         truth=truth,
         is_class_known=is_class_known,
@@ -84,12 +83,7 @@ def find_cases(
         row=row,
         iou=np.where(truth.boxed, iou, np.nan),
         area_fraction=_area_fraction(truth),
-        wrong=outcome.wrong
-        | {
-            name: matching.constant_box_wrong(truth, box)
-            for name, box in baselines.items()
-            if box is not None
-        },
+        wrong=outcome.wrong | metrics.box_baselines(truth, constant_box),
     )
 
 

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropscore_ray import grid
-from cropscore_ray.evaluation.matching import Bools
-from cropscore_ray.evaluation.metrics import Rate
+from cropscore_ray.evaluation.metrics import Rate, rate
 from cropscore_ray.geometry import IOU_THRESHOLD
 from cropscore_ray.report.cases import Cases
 from cropscore_ray.schema import ImageClass
@@ -89,15 +88,9 @@ def rows_by_size(cases: Cases, names: Sequence[str]) -> list[SizeRow]:
     rows = []
     for i, (low, high) in enumerate(pairwise(AREA_EDGES)):
         kept = is_sized & (bins == i)
-        errors = {name: _rate(cases.wrong[name][kept]) for name in names}
+        errors = {name: rate(cases.wrong[name], kept) for name in names}
         rows.append(SizeRow(low=low, high=high, num_images=int(kept.sum()), errors=errors))
     return rows
-
-
-def _rate(is_wrong: Bools) -> Rate | None:
-    if not len(is_wrong):
-        return None
-    return Rate(fraction=float(is_wrong.mean()), num_images=len(is_wrong))
 
 
 def rows_by_class(cases: Cases, classes: Sequence[ImageClass], name: str) -> list[ClassRow]:

@@ -142,15 +142,11 @@ def parse_groups(words: list[str], where: str) -> list[tuple[str, InclusiveBox]]
         raise DataError(
             f"{where}: {len(words)} words, not groups of five (class xmin ymin xmax ymax)"
         )
-    return [(words[i], _parse_box(words[i + 1 : i + 5], where)) for i in range(0, len(words), 5)]
-
-
-def _parse_box(words: list[str], where: str) -> InclusiveBox:
     try:
-        left, top, right, bottom = map(float, words)
+        sides = (map(float, words[first::5]) for first in range(1, 5))
+        return list(zip(words[::5], zip(*sides, strict=True), strict=True))
     except ValueError as error:
         raise DataError(f"{where}: a side of a box is no number: {error}") from error
-    return left, top, right, bottom
 
 
 def read_text(uri: str) -> str:
