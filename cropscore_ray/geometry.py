@@ -5,6 +5,8 @@ and bottom exclusive, so width is right - left. Shape suffixes: N, M boxes; 4 th
 sides. Everything here is numpy in float64; nothing here knows images or classes.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -12,6 +14,12 @@ Boxes = NDArray[np.float64]
 
 IOU_THRESHOLD = 0.5
 """A box is right from here on: ILSVRC's development kit calls `overlap < 0.50` wrong."""
+
+
+def sides_px(shape: Sequence[int]) -> Boxes:
+    """Return what makes a unit box one of pixels: an image's width, height, width, height."""
+    height, width = shape[:2]
+    return np.array([width, height, width, height], np.float64)
 
 
 def area(boxes_N4: ArrayLike) -> NDArray[np.float64]:

@@ -129,14 +129,12 @@ def tiny_imagenet() -> TrainConfig:
 
 def demo() -> TrainConfig:
     """Return a small network on 64-pixel crops: minutes on two CPU cores, from scratch."""
-    return TrainConfig(
+    return replace(
+        tiny_imagenet(),
         recipe="demo",
-        preprocess=PreprocessConfig(input_px=64, frame_px=72),
-        network=NetworkConfig(architecture="googlenet-small", width=0.25),
         classifier=ClassifierConfig(epochs=12, batch_size=32, learning_rate=0.05),
         scorer=ScorerConfig(epochs=12, batch_size=32, learning_rate=0.03, grid_fraction=0.7),
         localizer=LocalizerConfig(loss="l2", epochs=60, batch_size=64),
-        localizer_fraction=0.5,
     )
 
 

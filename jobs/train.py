@@ -19,14 +19,8 @@ from cropscore_ray.models.bundle import Bundle, is_bundle, load_bundle, save_bun
 from cropscore_ray.models.pretrained import adapt_config, require_init
 from cropscore_ray.storage import lock
 from cropscore_ray.terminal.progress import Progress
-from cropscore_ray.training import ledger, on_ray
+from cropscore_ray.training import ledger, on_ray, stages
 from cropscore_ray.training.data.shares import TrainingRun, split_boxed, training_manifest
-from cropscore_ray.training.stages import (
-    train_classifiers,
-    train_regressors,
-    train_scorer,
-    train_voter,
-)
 
 
 def run(
@@ -150,11 +144,11 @@ def _train(
         use_gpu=run.config.use_gpu,
         checkpoint_steps=run.config.checkpoint_steps,
     )
-    trainings = {"classifier": train_classifiers, "scorer": train_scorer, "localizer": train_voter}
-    training = partial(trainings[stage], run)
+    trainings = {"classifier": stages.train_classifiers, "scorer": stages.train_scorer}
+    training = partial(trainings.get(stage, stages.train_voter), run)
     if stage == "localizer" and run.config.localizer_kind is not VOTER:
         scores_uri = storage.join(_score_images(run, bundle, manifest, shown), "scores")
-        training = partial(train_regressors, run, scores_uri)
+        training = partial(stages.train_regressors, run, scores_uri)
         how = replace(how, num_workers=1, min_workers=None)
     trained: dict[str, Any] = on_ray.fit(
         training,

@@ -8,6 +8,7 @@ into one row with a status, and lose none. They know nothing of Ray, files or pa
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any
 
 import numpy as np
@@ -58,15 +59,17 @@ class ScoreStage:
             device=self.scorer.device,
         )
         groups = (rows[i : i + size] for i in range(0, len(rows), size))
-        before: list[_Seen | _Failed] = []
+        before: list[tuple[Row, _Seen | ImageError]] = []
         for group, images in zip(groups, decoded, strict=True):
             # A GPU has the next group to work on while the rows of this one are made.
             now = self._see(group, images)
-            yield from map(self._rows, before)
+            yield from starmap(self._rows, before)
             before = now
-        yield from map(self._rows, before)
+        yield from starmap(self._rows, before)
 
-    def _see(self, rows: list[Row], decoded: list[Decoded]) -> list["_Seen | _Failed"]:
+    def _see(
+        self, rows: list[Row], decoded: list[Decoded]
+    ) -> list[tuple[Row, "_Seen | ImageError"]]:
         """Look at the images of a group that can be looked at, all together."""
         checked = list(map(self._checked, rows, decoded))
         good = [
@@ -76,7 +79,7 @@ class ScoreStage:
         ]
         seen = iter(self._look(good) if good else [])
         return [
-            _Failed(row=row, error=image) if isinstance(image, ImageError) else next(seen)
+            (row, image if isinstance(image, ImageError) else next(seen))
             for row, image in zip(rows, checked, strict=True)
         ]
 
@@ -110,9 +113,9 @@ class ScoreStage:
             )
         return seen
 
-    def _rows(self, image: "_Seen | _Failed") -> list[Row]:
-        if isinstance(image, _Failed):
-            return [self._failed(image.row, image.error)]
+    def _rows(self, row: Row, image: "_Seen | ImageError") -> list[Row]:
+        if isinstance(image, ImageError):
+            return [self._failed(row, image)]
         image.look.wait()
         return self._looked_at(image)
 
@@ -132,14 +135,6 @@ class ScoreStage:
             }
             for rank, (class_index, scores_S) in enumerate(pairs, image.first_rank)
         ]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Failed:
-    """An image that gets no boxes."""
-
-    row: Row
-    error: ImageError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ twice leaves one file: no row is lost or doubled, whatever was killed.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -167,22 +167,16 @@ def open_run(
 
 
 def _require_same(there: dict[str, Any], wanted: dict[str, Any], uri: str) -> None:
-    differences = [
-        f"{name}: {json.dumps(old)} there, {json.dumps(new)} now"
-        for name, old, new in _differences(there, wanted, "")
-    ]
-    if differences:
+    if differences := "; ".join(_differences(there, wanted)):
         raise RunConflictError(
-            f"{uri} holds another run; " + "; ".join(differences),
+            f"{uri} holds another run; {differences}",
             hint="choose another --out, or start afresh with --overwrite",
         )
 
 
-def _differences(old: Any, new: Any, name: str) -> list[tuple[str, Any, Any]]:
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        differences = []
         for key in sorted({*old, *new}):
-            inner = f"{name}.{key}" if name else key
-            differences += _differences(old.get(key), new.get(key), inner)
-        return differences
-    return [] if old == new else [(name, old, new)]
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield f"{name}: {json.dumps(old)} there, {json.dumps(new)} now"

@@ -148,6 +148,9 @@ class RunProgress:
         """Return how far the run is."""
         since_s = time.monotonic() - _BUSY_S
         self._work = [(told_s, work) for told_s, work in self._work if told_s > since_s]
+        busy_s = sum(work.busy_s for _, work in self._work)
+        all_s = busy_s + sum(work.idle_s for _, work in self._work)
+        gpu_uses = [work.gpu_use for _, work in self._work if work.gpu_use is not None]
         # A part that is done twice is scored twice; only what is written can be the end.
         num_images, ahead = self._known_images(), self._num_scored
         if num_images is not None:
@@ -157,8 +160,8 @@ class RunProgress:
             num_images=num_images,
             by_status=self.by_status,
             num_workers=len({work.worker for _, work in self._work}),
-            busy=self._busy(),
-            gpu_use=self._gpu_use(),
+            busy=busy_s / all_s if all_s else None,
+            gpu_use=sum(gpu_uses) / len(gpu_uses) if gpu_uses else None,
         )
 
     def _known_images(self) -> int | None:
@@ -168,14 +171,3 @@ class RunProgress:
             with suppress(StorageError):
                 self._num_images = self.ask_num_images()
         return self._num_images
-
-    def _busy(self) -> float | None:
-        """Return the workers' share of busy time lately."""
-        busy_s = sum(work.busy_s for _, work in self._work)
-        idle_s = sum(work.idle_s for _, work in self._work)
-        return busy_s / (busy_s + idle_s) if busy_s + idle_s else None
-
-    def _gpu_use(self) -> float | None:
-        """Return the mean use of the workers' GPUs lately."""
-        shares = [work.gpu_use for _, work in self._work if work.gpu_use is not None]
-        return sum(shares) / len(shares) if shares else None

@@ -60,21 +60,15 @@ class StageActor:
     """One model on one GPU (or on one node's cores)."""
 
     def __init__(
-        self,
-        scoring: Scoring,
-        folder: RunFolder,
-        pool: Pool,
-        queue: Handle,
-        crashes: Handle,
+        self, scoring: Scoring, folder: RunFolder, pool: Pool, queue: Handle, crashes: Handle
     ) -> None:
         import torch
 
         self.folder = folder
         self.crashes = crashes
         device, gpu_uuid = torch.device("cpu"), None
-        if (
-            pool.num_gpus and torch.cuda.is_available()
-        ):  # Ray hides no GPU from an actor that wants none
+        # Ray hides no GPU from an actor that wants none.
+        if pool.num_gpus and torch.cuda.is_available():
             device = torch.device("cuda")
             gpu_uuid = str(torch.cuda.get_device_properties(device).uuid)
         else:
@@ -138,22 +132,16 @@ class StageActor:
 
     def _groups(self, rows: list[Row], attempt: Attempt) -> Iterator[Group]:
         """Yield rows and their images, but for images at which processes died."""
-        for group, fetched in self._waited_for(with_images(rows)):
+        since_s = time.monotonic()
+        for group, fetched in with_images(rows):
+            self.waited_s += time.monotonic() - since_s
             for i, row in enumerate(group):
                 if row["image_id"] in attempt.crashed:
                     reason = f"{row['image_uri']}: its process died at it, twice"
                     fetched[i] = ImageError("crashed", reason)
             yield group, fetched
-
-    def _waited_for(self, groups: Iterator[Group]) -> Iterator[Group]:
-        """Yield the groups, and note how long each is waited for."""
-        while True:
             since_s = time.monotonic()
-            group = next(groups, None)
-            self.waited_s += time.monotonic() - since_s
-            if group is None:
-                return
-            yield group
+        self.waited_s += time.monotonic() - since_s
 
     def _counted(self, images: Iterator[list[Row]], num_images: int) -> Iterator[Row]:
         """Yield the rows of the images, and report now and then how many images they are."""

@@ -77,12 +77,8 @@ def fit_cam_threshold(maps_NHW: ArrayLike, gt_boxes_unit: Sequence[ArrayLike]) -
 
     Tried are 0.05, 0.10, … 0.95. Of more than 5,000 images every k-th is used.
 
-    Args:
-        maps_NHW: One class map per image.
-        gt_boxes_unit: For each image its true boxes (M, 4); images with M = 0 are passed over.
-
-    Raises:
-        ValueError: No image has a box, or maps and boxes differ in number.
+    `maps_NHW` is a class map per image; boxes and errors are as in `fit_constant_box`. ValueError
+    too if maps and boxes differ in number.
     """
     pairs = list(zip(np.asarray(maps_NHW, np.float64), gt_boxes_unit, strict=True))
     boxed = [(map_HW, np.asarray(gt, np.float64)) for map_HW, gt in pairs if len(np.asarray(gt))]

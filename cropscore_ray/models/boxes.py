@@ -39,12 +39,16 @@ def area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2:] - boxes[..., :2]).clamp_min(0).prod(-1)
 
 
+def _shared_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    low = torch.maximum(boxes[..., :2], others[..., :2])
+    high = torch.minimum(boxes[..., 2:], others[..., 2:])
+    shared = (high - low).clamp_min(0).prod(-1)
+    return shared, area(boxes) + area(others) - shared
+
+
 def iou(boxes_NK4: Tensor, others_NV4: Tensor) -> Tensor:
     """Return the IoU of every pair, (N, K, V)."""
-    low = torch.maximum(boxes_NK4[:, :, None, :2], others_NV4[:, None, :, :2])
-    high = torch.minimum(boxes_NK4[:, :, None, 2:], others_NV4[:, None, :, 2:])
-    shared = (high - low).clamp_min(0).prod(-1)
-    union = area(boxes_NK4)[..., None] + area(others_NV4)[:, None] - shared
+    shared, union = _shared_and_union(boxes_NK4[:, :, None], others_NV4[:, None])
     return shared / union.clamp_min(1e-9)
 
 
@@ -59,10 +63,7 @@ def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
     From 1 for equal boxes to -1 for far ones.
     """
-    low = torch.maximum(boxes[..., :2], others[..., :2])
-    high = torch.minimum(boxes[..., 2:], others[..., 2:])
-    shared = (high - low).clamp_min(0).prod(-1)
-    union = area(boxes) + area(others) - shared
+    shared, union = _shared_and_union(boxes, others)
     hull_low = torch.minimum(boxes[..., :2], others[..., :2])
     hull_high = torch.maximum(boxes[..., 2:], others[..., 2:])
     hull = (hull_high - hull_low).prod(-1)

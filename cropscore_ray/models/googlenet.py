@@ -11,6 +11,7 @@ J cells a side.
 """
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ _GOOGLENET_BLOCKS = {
     "inception5a": (256, 160, 320, 32, 128, 128),
     "inception5b": (384, 192, 384, 48, 128, 128),
 }
+_NAMES = tuple(_GOOGLENET_BLOCKS)
 _SMALL_BLOCKS = ("inception3a", "inception3b", "inception4a", "inception4c", "inception4e")
 
 # Channels of each block: 1x1 | 3x3 reduce, 3x3 | double-3x3 reduce, both 3x3 | last 1x1.
@@ -47,6 +49,7 @@ _INCEPTION_BN_BLOCKS = {
     "a5": (352, 192, 320, 160, 224, 128),
     "b5": (352, 192, 320, 160, 224, 128),
 }
+_BN_NAMES = tuple(_INCEPTION_BN_BLOCKS)
 
 
 class ConvBNReLU(nn.Module):
@@ -112,6 +115,19 @@ class InceptionBNBlock(nn.Module):
         return torch.cat(branches, 1)
 
 
+class Pool(NamedTuple):
+    """Max pooling of stride 2."""
+
+    side: int
+    ceil_mode: bool
+
+
+_POOL3, _POOL2 = Pool(3, ceil_mode=True), Pool(2, ceil_mode=True)
+_FLOOR2 = Pool(2, ceil_mode=False)
+_FIRST, *_OTHERS = (f"pre_layers.{place}" for place in (1, 4, 6, 7))
+_BN_STEM: tuple[str | Pool, ...] = (_FIRST, _FLOOR2, *_OTHERS, _FLOOR2)
+
+
 class Network(nn.Module):
     """What every architecture offers: maps, a linear classifier, logits."""
 
@@ -119,6 +135,10 @@ class Network(nn.Module):
     dropout_fraction: float = 0.0
     stride: int
     """Pixels of the input to one cell of the maps."""
+    inner_steps: tuple[str | Pool, ...]
+    """Names of modules, and the pooling between them, up to the last pooling."""
+    last_steps: tuple[str | Pool, ...]
+    """The last pooling, and what follows it."""
     num_inner: int
     """Channels of the maps before the last pooling."""
     aux_blocks: tuple[str, ...] = ()
@@ -138,39 +158,34 @@ class Network(nn.Module):
 
     def inner(self, x_N3HW: Tensor) -> Tensor:
         """Return the maps before the last pooling, (N, d, 2h, 2w)."""
-        raise NotImplementedError
+        return self._take(self.inner_steps, x_N3HW)
 
     def last(self, inner_NDHW: Tensor) -> Tensor:
         """Return the maps before global pooling from those of `inner`."""
-        raise NotImplementedError
+        return self._take(self.last_steps, inner_NDHW)
+
+    def _take(self, steps: tuple["str | Pool", ...], x: Tensor) -> Tensor:
+        for step in steps:
+            if isinstance(step, Pool):
+                x = self.pool(x, step.side, 2, ceil_mode=step.ceil_mode)
+            else:
+                x = self.get_submodule(step)(x)
+        return x
 
     def _add_blocks(
         self,
         kind: type["Inception | InceptionBNBlock"],
         channels: int,
         widths_of: Mapping[str, tuple[int, ...]],
-        *,
-        inner: str,
     ) -> int:
-        """Add blocks by name, one after the other; return the channels of the last one.
-
-        The maps of block `inner` are those before the last pooling.
-        """
+        """Add blocks by name, one after the other; return the channels of the last one."""
         for name, widths in widths_of.items():
             block = kind(channels, widths)
             self.add_module(name, block)
             channels = block.out_channels
-            if name == inner:
+            if name == self.inner_steps[-1]:
                 self.num_inner = channels
         return channels
-
-    def _blocks(self, names: tuple[str, ...], x: Tensor) -> Tensor:
-        for name in names:
-            x = self.get_submodule(name)(x)
-        return x
-
-    def _pool3(self, x: Tensor) -> Tensor:
-        return self.pool(x, 3, 2, ceil_mode=True)
 
     def forward(self, x_N3HW: Tensor, regions_NRJJ: Tensor | None = None) -> Tensor:
         """Return logits of the whole inputs, (N, C), or of regions of them, (N * R, C).
@@ -201,27 +216,16 @@ class GoogLeNet(Network):
     dropout_fraction = 0.2
     stride = 32
     aux_blocks = ("inception4a", "inception4d")
+    inner_steps = ("conv1", _POOL3, "conv2", "conv3", _POOL3, *_NAMES[:2], _POOL3, *_NAMES[2:-2])
+    last_steps = (_POOL2, *_NAMES[-2:])
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.conv1 = ConvBNReLU(3, 64, 7, stride=2, padding=3)
         self.conv2 = ConvBNReLU(64, 64, 1)
         self.conv3 = ConvBNReLU(64, 192, 3, padding=1)
-        channels = self._add_blocks(Inception, 192, _GOOGLENET_BLOCKS, inner="inception4e")
+        channels = self._add_blocks(Inception, 192, _GOOGLENET_BLOCKS)
         self.fc = nn.Linear(channels, num_classes)
-
-    def inner(self, x_N3HW: Tensor) -> Tensor:
-        """Return the maps before the last pooling, (N, 832, H/16, W/16)."""
-        x = self._pool3(self.conv1(x_N3HW))
-        x = self._pool3(self.conv3(self.conv2(x)))
-        names = tuple(_GOOGLENET_BLOCKS)
-        x = self._pool3(self._blocks(names[:2], x))
-        return self._blocks(names[2:-2], x)
-
-    def last(self, inner_NDHW: Tensor) -> Tensor:
-        """Return the maps before global pooling, (N, 1024, H/32, W/32)."""
-        x = self.pool(inner_NDHW, 2, 2, ceil_mode=True)
-        return self._blocks(tuple(_GOOGLENET_BLOCKS)[-2:], x)
 
 
 class SmallGoogLeNet(Network):
@@ -229,6 +233,8 @@ class SmallGoogLeNet(Network):
 
     stride = 8
     aux_blocks = ("inception4a",)
+    inner_steps = ("conv1", "conv2", _POOL3, *_SMALL_BLOCKS[:2])
+    last_steps = (_POOL3, *_SMALL_BLOCKS[2:])
 
     def __init__(self, num_classes: int, width: float) -> None:
         super().__init__()
@@ -236,50 +242,30 @@ class SmallGoogLeNet(Network):
         self.conv1 = ConvBNReLU(3, stem[0], 5, stride=2, padding=2)
         self.conv2 = ConvBNReLU(stem[0], stem[1], 3, padding=1)
         blocks = {name: _scaled(_GOOGLENET_BLOCKS[name], width) for name in _SMALL_BLOCKS}
-        channels = self._add_blocks(Inception, stem[1], blocks, inner="inception3b")
+        channels = self._add_blocks(Inception, stem[1], blocks)
         self.fc = nn.Linear(channels, num_classes)
-
-    def inner(self, x_N3HW: Tensor) -> Tensor:
-        """Return the maps before the last pooling, (N, d, H/4, W/4)."""
-        x = self._pool3(self.conv2(self.conv1(x_N3HW)))
-        return self._blocks(_SMALL_BLOCKS[:2], x)
-
-    def last(self, inner_NDHW: Tensor) -> Tensor:
-        """Return the maps before global pooling, (N, D, H/8, W/8)."""
-        return self._blocks(_SMALL_BLOCKS[2:], self._pool3(inner_NDHW))
 
 
 class InceptionBN(Network):
     """A GoogLeNet of the Inception-BN kind with its batch norm folded into the convolutions."""
 
     stride = 32
+    inner_steps = (*_BN_STEM, *_BN_NAMES[:3], _FLOOR2, *_BN_NAMES[3:-2])
+    last_steps = (_FLOOR2, *_BN_NAMES[-2:])
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        # The numbers are places in the original sequence; the others are pools and ReLUs.
+        # The numbers are places in the original sequence; of the others `inner` takes the pools.
         self.pre_layers = nn.ModuleDict(
             {
                 "1": nn.Conv2d(3, 64, 7, stride=2, padding=3),
                 "4": nn.Conv2d(64, 64, 1),
                 "6": nn.Conv2d(64, 192, 3, padding=1),
+                "7": nn.ReLU(),
             }
         )
-        channels = self._add_blocks(InceptionBNBlock, 192, _INCEPTION_BN_BLOCKS, inner="e4")
+        channels = self._add_blocks(InceptionBNBlock, 192, _INCEPTION_BN_BLOCKS)
         self.fc = nn.Linear(channels, num_classes)
-
-    def inner(self, x_N3HW: Tensor) -> Tensor:
-        """Return the maps before the last pooling, (N, 1056, H/16, W/16)."""
-        stem = self.pre_layers
-        x = self.pool(stem["1"](x_N3HW), 2, 2)
-        x = self.pool(F.relu(stem["6"](stem["4"](x))), 2, 2)
-        names = tuple(_INCEPTION_BN_BLOCKS)
-        x = self.pool(self._blocks(names[:3], x), 2, 2)
-        return self._blocks(names[3:-2], x)
-
-    def last(self, inner_NDHW: Tensor) -> Tensor:
-        """Return the maps before global pooling, (N, 1024, H/32, W/32)."""
-        x = self.pool(inner_NDHW, 2, 2)
-        return self._blocks(tuple(_INCEPTION_BN_BLOCKS)[-2:], x)
 
 
 def _branch(*convolutions: tuple[int, int, int]) -> nn.ModuleDict:

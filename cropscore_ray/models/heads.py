@@ -48,6 +48,10 @@ class OverlapHead(nn.Module):
         self.hidden = nn.Linear(width, width)
         self.out = nn.Linear(width, 1)
 
+    def set_scale(self, name: str, scale_D: Tensor) -> None:
+        """Set what a reader multiplies its channels with."""
+        getattr(self, name).scale.copy_(scale_D)
+
     def forward(self, embedding_NSD: Tensor, class_ND: Tensor) -> Tensor:
         """Return logits of overlaps, (N, S) float32; `class_ND` as `ByClass` takes it."""
         x_NWS1 = self.read(embedding_NSD.mT[..., None], class_ND)

@@ -69,20 +69,24 @@ def adapt_config(config: TrainConfig) -> TrainConfig:
     return config
 
 
+def _init_file(init: str | None) -> str | None:
+    """Return the URI of the file of weights; None for torchvision's and for none."""
+    if init is None or init.startswith("torchvision:"):
+        return None
+    return init.removeprefix(_INCEPTION_BN)
+
+
 def require_init(init: str | None) -> None:
     """Raise ModelError if `classifier.init` is a file that is not there."""
-    if init is None or init.startswith("torchvision:"):
-        return
-    uri = init.removeprefix(_INCEPTION_BN)
-    if not storage.exists(uri):
+    uri = _init_file(init)
+    if uri and not storage.exists(uri):
         raise ModelError(f"no weights file {uri}", hint=f"classifier.init takes {_FORMS}")
 
 
 def init_digest(init: str | None) -> str | None:
     """Return a hash of a file of weights, which may change under its name; None without a file."""
-    if init is None or init.startswith("torchvision:"):
-        return None
-    return hashlib.sha256(storage.read_bytes(init.removeprefix(_INCEPTION_BN))).hexdigest()
+    uri = _init_file(init)
+    return hashlib.sha256(storage.read_bytes(uri)).hexdigest() if uri else None
 
 
 def initial_network(config: TrainConfig, num_classes: int) -> Network:

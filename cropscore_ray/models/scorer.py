@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from cropscore_ray import grid
+from cropscore_ray.geometry import sides_px
 from cropscore_ray.images.crop import Crops, ten_crop_boxes
 from cropscore_ray.images.decode import Pixels, decode
 from cropscore_ray.models.bundle import SCORER, Bundle, classifier_part
@@ -258,11 +259,5 @@ def _crops(
     images_G: list[Image], unit_boxes_N4: ArrayLike, side: int, *, with_mirrors: bool = False
 ) -> Crops:
     """Return the same boxes, as fractions of the sides, of several images."""
-    boxes = [np.asarray(unit_boxes_N4) * [*_size(image), *_size(image)] for image in images_G]
+    boxes = [np.asarray(unit_boxes_N4) * sides_px(image.shape) for image in images_G]
     return Crops(images=images_G, boxes=boxes, side=side, with_mirrors=with_mirrors)
-
-
-def _size(pixels_HW3: Image) -> tuple[int, int]:
-    """Return width and height."""
-    height, width = pixels_HW3.shape[:2]
-    return int(width), int(height)

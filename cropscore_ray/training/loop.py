@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -145,13 +145,14 @@ class _Session:
         """When this epoch would have begun, had it run from then to now without a break."""
         self.seconds, self.waited_s = 0.0, 0.0  # of this epoch
 
+    def _parts(self) -> dict[str, Any]:
+        parts = {"network": self.trained, "optimizer": self.optimizer, "schedule": self.schedule}
+        return parts | ({"average": self.average} if self.average else {})
+
     def state(self) -> State:
         """Return all that a training needs to go on from here."""
         return {
-            "network": self.trained.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
             "objective": self.task.objective.state(),
             "step": self.step,
             "history": self.history,
@@ -160,11 +161,8 @@ class _Session:
 
     def load(self, state: State) -> None:
         """Go on from a state."""
-        self.trained.load_state_dict(state["network"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         self.task.objective.load(state["objective"])
         self.step, self.history = state["step"], state["history"]
         totals, self.seconds, self.waited_s = state["epoch"]
@@ -202,8 +200,9 @@ class _Session:
         torch.manual_seed(hash((self.task.seed, self.step, self.worker.rank)))  # dropout
         self.optimizer.zero_grad(set_to_none=True)
         passes = self.plan.passes(self.step)
+        no_sync = getattr(self.module, "no_sync", nullcontext)
         for images in passes:
-            with self._without_sync() if images is not passes[-1] else nullcontext():
+            with no_sync() if images is not passes[-1] else nullcontext():
                 self._take_pass(feed.take(), len(images))
         if self.task.config.optimizer == "adamw":
             nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
@@ -212,11 +211,6 @@ class _Session:
         if self.average:
             self.average.update_parameters(self.network)
         self.step += 1
-
-    def _without_sync(self) -> AbstractContextManager[None]:
-        no_sync: Callable[[], AbstractContextManager[None]]
-        no_sync = getattr(self.module, "no_sync", nullcontext)
-        return no_sync()
 
     def _take_pass(self, batch: Batch, num_images: int) -> None:
         loss, right, judged = self.task.objective(self.module, batch)

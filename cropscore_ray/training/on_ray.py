@@ -37,6 +37,7 @@ Training = Callable[[Worker], Any]
 _SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's
 _MAX_FAILURES = 3  # from one checkpoint to the next
 _SILENCE_S = 30.0
+_GO_ON = "start the same command again to go on from its last checkpoint"
 # glibc hands the pages of every large tensor back, and touching fresh ones is slow. Measured on
 # two cores, fine-tuning Inception-BN with 32 crops a step: 24 crops/s, with these 42.
 _KEEP_PAGES = {
@@ -163,18 +164,14 @@ def _run_to_the_end(make_trainer: Callable[[], TorchTrainer], name: str, storage
                 packed = io.BytesIO(make_trainer().fit().return_value)
                 return torch.load(packed, map_location="cpu", weights_only=True)
         except RayError as error:  # with the node of this process goes that of the controller
-            raise CropscoreError(
-                f"training {name} was lost: {events.innermost(error)}",
-                hint="start the same command again to go on from its last checkpoint",
-            ) from error
+            lost = f"training {name} was lost: {events.innermost(error)}"
+            raise CropscoreError(lost, hint=_GO_ON) from error
         except ray.train.TrainingFailedError as error:
             own = _own_error(error)
             if not _would_come_again(own) and find() != before:
                 continue  # these failures were not all at one place
-            raise own or CropscoreError(
-                f"training {name} failed: {events.innermost(error)}",
-                hint="start the same command again to go on from its last checkpoint",
-            ) from error
+            failed = f"training {name} failed: {events.innermost(error)}"
+            raise own or CropscoreError(failed, hint=_GO_ON) from error
 
 
 def _own_error(error: ray.train.TrainingFailedError) -> CropscoreError | None:

@@ -45,7 +45,7 @@ from cropscore_ray.training.localizer.judging import fit_baselines, fit_voter
 from cropscore_ray.training.localizer.regressor import ScoredImages, ScoredShares, train_localizer
 from cropscore_ray.training.loop import NetworkTask, Objective, State, Worker, train_networks
 from cropscore_ray.training.objectives.crops import CropObjective
-from cropscore_ray.training.objectives.overlap import OverlapObjective
+from cropscore_ray.training.objectives.heads import OverlapObjective
 from cropscore_ray.training.objectives.votes import VoteDataset, VoteObjective
 
 

@@ -61,7 +61,9 @@ def scorer_sampler(config: ScorerConfig) -> Sampler:
 
     def sample(rng: np.random.Generator, boxes_M4: Boxes) -> tuple[Box, float]:
         if rng.random() < config.grid_fraction:
-            return _sample_square(rng, boxes_M4)
+            overlaps = square_overlaps(boxes_M4)
+            chosen = evenly(rng, overlaps)
+            return grid.unit_squares()[chosen], float(overlaps[chosen])
         box = boxes_M4[rng.integers(len(boxes_M4))]
         sides = np.tile(box[2:] - box[:2], 2)
         context = np.array([-1, -1, 1, 1]) * config.context_fraction
@@ -69,13 +71,6 @@ def scorer_sampler(config: ScorerConfig) -> Sampler:
         return np.clip(box + sides * (context + jitter), 0.0, 1.0), NO_OVERLAP
 
     return sample
-
-
-def _sample_square(rng: np.random.Generator, boxes_M4: Boxes) -> tuple[Box, float]:
-    """Draw a square so that all overlaps, from none to full, are seen alike often."""
-    overlaps = square_overlaps(boxes_M4)
-    chosen = evenly(rng, overlaps)
-    return grid.unit_squares()[chosen], float(overlaps[chosen])
 
 
 def any_square(rng: np.random.Generator, boxes_M4: Boxes) -> tuple[Box, float]:
@@ -123,7 +118,7 @@ class CropDataset(ImageDataset):
         rng, pixels, unit_boxes_M4 = self._read(request)
         height, width = pixels.shape[:2]
         unit, overlap = self.sampler(rng, unit_boxes_M4)
-        box = at_least_one_pixel(unit * np.array([width, height, width, height]), width, height)
+        box = at_least_one_pixel(unit * geometry.sides_px(pixels.shape), width, height)
         crop_SS3 = crop(pixels, box[None], self.preprocess.input_px)[0]
         crop_SS3 = crop_SS3.flip(1) if rng.random() < 0.5 else crop_SS3
         sample = {

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from cropscore_ray.config.sections import PreprocessConfig
 from cropscore_ray.errors import CropscoreError, DataError, ImageError
-from cropscore_ray.geometry import Boxes
+from cropscore_ray.geometry import Boxes, sides_px
 from cropscore_ray.images import fetch
 from cropscore_ray.images.decode import Pixels, decode
 
@@ -160,9 +160,24 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """Return an image's own generator in its epoch, its pixels and its unit boxes."""
         rng = np.random.default_rng((self.seed, request.epoch, request.image))
         pixels = decode(fetch.fetch_image(self.data.uris[request.image]))
-        height, width = pixels.shape[:2]
-        boxes = self.data.boxes[request.image]
-        return rng, pixels, boxes / np.array([width, height, width, height])
+        return rng, pixels, self.data.boxes[request.image] / sides_px(pixels.shape)
+
+
+class WholeImageDataset(ImageDataset):
+    """Images whose sides are whole cells of a network's maps."""
+
+    def __init__(
+        self,
+        data: LabelledImages,
+        config: Any,
+        preprocess: PreprocessConfig,
+        seed: int,
+        stride: int,
+    ) -> None:
+        """Take the settings, and the pixels of the network's input to a map cell."""
+        super().__init__(data, preprocess, seed)
+        self.config = config
+        self.stride = stride
 
 
 def at_least_one_pixel(box: Box, width_px: int, height_px: int) -> Box:

@@ -13,31 +13,20 @@ import torch
 from numpy.typing import NDArray
 
 from cropscore_ray import grid
-from cropscore_ray.config.sections import PreprocessConfig, ScorerConfig
+from cropscore_ray.config.sections import ScorerConfig
 from cropscore_ray.geometry import Boxes
 from cropscore_ray.images.crop import crop
 from cropscore_ray.models.boxes import mirrored
 from cropscore_ray.training.data.crops import NO_OVERLAP, evenly, square_overlaps
-from cropscore_ray.training.data.images import Box, ImageDataset, LabelledImages, Request
+from cropscore_ray.training.data.images import Box, Request, WholeImageDataset
 
 
-class PyramidDataset(ImageDataset):
+class PyramidDataset(WholeImageDataset):
     """One whole image and some regions of it an epoch, at the level of the step."""
 
     crops_an_image = 8  # one pass gives the maps; more regions of the same image cost nothing
 
-    def __init__(
-        self,
-        data: LabelledImages,
-        config: ScorerConfig,
-        preprocess: PreprocessConfig,
-        seed: int,
-        stride: int,
-    ) -> None:
-        """Take the scorer's settings, and the pixels of the network's input to a map cell."""
-        super().__init__(data, preprocess, seed)
-        self.config = config
-        self.sides = [grid.CELLS * stride * level for level in grid.LEVELS]
+    config: ScorerConfig
 
     def request(self, image: int, epoch: int, step: int) -> Request:
         """Return an image and the level that the step works at."""
@@ -47,7 +36,8 @@ class PyramidDataset(ImageDataset):
     def _sample(self, request: Request) -> dict[str, Any]:
         rng, pixels, boxes_M4 = self._read(request)
         height, width = pixels.shape[:2]
-        level, side = request.level, self.sides[request.level]
+        level = request.level
+        side = grid.CELLS * self.stride * grid.LEVELS[level]
         image_SS3 = crop(pixels, [[0, 0, width, height]], side)[0]
         if rng.random() < 0.5:
             image_SS3 = image_SS3.flip(1)

@@ -46,10 +46,9 @@ def fit_voter(
     localizer = VotesLocalizer(scorer, unfitted)
     evidence, hits = [], []
     for i, pixels in _readable(judging.uris, partial(worker.progress, "localizer, confidence")):
-        height, width = pixels.shape[:2]
         classes_GK = torch.tensor([[judging.classes[i]]], device=scorer.device)
         figures_KF = localizer.look([pixels], classes_GK)[0].cpu()
-        box = figures_KF[:, :4].numpy() * [width, height, width, height]
+        box = figures_KF[:, :4].numpy() * geometry.sides_px(pixels.shape)
         evidence.append(figures_KF[0, 4:])
         hits.append(geometry.iou(box, judging.boxes[i]).max() >= geometry.IOU_THRESHOLD)
     if not hits:

@@ -13,12 +13,11 @@ from torch.nn import functional as F  # noqa: N812
 
 from cropscore_ray.images.crop import normalize
 from cropscore_ray.models.confidence import minimized
-from cropscore_ray.models.googlenet import Network
+from cropscore_ray.models.googlenet import Inception, Network
 from cropscore_ray.models.inference import best_dtype
 from cropscore_ray.training.data.batches import Batch, single_images
 from cropscore_ray.training.data.crops import relit
 from cropscore_ray.training.data.images import ImageDataset
-from cropscore_ray.training.objectives.auxiliary import WithAuxHeads
 
 _SMALLEST_SCALE = 0.02  # a network that knows nothing yet must still learn from squares
 _CALIBRATION_CROPS, _CALIBRATION_IMAGES = 400, 100  # as many at least, where there are
@@ -147,3 +146,36 @@ def crop_losses(
         reduction="none",
     )
     return torch.where(is_square, overlap_loss / calibration.scale, class_loss)
+
+
+class WithAuxHeads(nn.Module):
+    """A network whose call gives its logits and, in training, those of its auxiliary heads.
+
+    These send a gradient into the middle of a deep network (Szegedy et al. 2014, section 5), and
+    are thrown away afterwards: a bundle never holds them.
+    """
+
+    def __init__(self, network: Network, num_classes: int) -> None:
+        # Imported where it is used: it takes seconds of every process that starts.
+        from torchvision.models.googlenet import InceptionAux
+
+        super().__init__()
+        self.network = network
+        self.heads = nn.ModuleDict()
+        self._maps: dict[str, Tensor] = {}
+        for name in network.aux_blocks:
+            block = network.get_submodule(name)
+            assert isinstance(block, Inception)
+            self.heads[name] = InceptionAux(block.out_channels, num_classes)
+            block.register_forward_hook(partial(self._keep, name))
+
+    def _keep(self, name: str, block: nn.Module, inputs: object, maps: Tensor) -> None:
+        del block, inputs
+        if self.training:
+            self._maps[name] = maps
+
+    def forward(self, x_N3HW: Tensor) -> list[Tensor]:
+        """Return logits, (N, C) each: the network's own and then each head's."""
+        logits = [self.network(x_N3HW)]
+        logits += [head(self._maps.pop(name)) for name, head in self.heads.items() if self._maps]
+        return logits

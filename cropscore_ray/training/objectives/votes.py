@@ -10,51 +10,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from cropscore_ray.config.sections import PreprocessConfig, VoterConfig
-from cropscore_ray.geometry import IOU_THRESHOLD, Boxes
+from cropscore_ray.config.sections import VoterConfig
+from cropscore_ray.geometry import IOU_THRESHOLD, Boxes, sides_px
 from cropscore_ray.images.crop import crop
 from cropscore_ray.models.boxes import NO_BOX, best_iou, generalized_iou, mirrored
 from cropscore_ray.models.inference import best_dtype
 from cropscore_ray.models.voter import (
     CELLS,
     VoterMaps,
-    VotingHeads,
     cell_centres,
     voted_boxes,
     voter_maps,
 )
-from cropscore_ray.training.data.batches import Batch, single_images
-from cropscore_ray.training.data.images import Box, ImageDataset, LabelledImages, Request
-from cropscore_ray.training.objectives.heads import SCALE_IMAGES, HeadObjective
+from cropscore_ray.training.data.batches import Batch
+from cropscore_ray.training.data.images import Box, Request, WholeImageDataset
+from cropscore_ray.training.objectives.heads import HeadObjective
 
 _MOST_BOXES = 32  # an image's largest ones; crowds of more small objects are rare
 _LEAST_SEEN = 0.3  # of an object's area must be in the window for it to count
 _GIOU_WEIGHT, _L1_WEIGHT = 2.0, 0.5
 
 
-class VoteDataset(ImageDataset):
+class VoteDataset(WholeImageDataset):
     """An image an epoch, whole or through a window, at the two sides that a voter reads."""
 
-    def __init__(
-        self,
-        data: LabelledImages,
-        config: VoterConfig,
-        preprocess: PreprocessConfig,
-        seed: int,
-        stride: int,
-    ) -> None:
-        """Take the voter's settings, and the pixels of the network's input to a map cell."""
-        super().__init__(data, preprocess, seed)
-        self.config = config
-        self.sides = {"large": CELLS * stride, "small": CELLS // 2 * stride}
+    config: VoterConfig
 
     def _sample(self, request: Request) -> dict[str, Any]:
         """Return large and small, uint8 (S, S, 3), class_index, and boxes, (32, 4)."""
         rng, pixels, boxes_M4 = self._read(request)
-        height, width = pixels.shape[:2]
         window, seen_M4 = draw_window(rng, boxes_M4, self.config.smallest_window)
-        box = window * np.array([width, height, width, height])
-        views = {name: crop(pixels, box[None], side)[0] for name, side in self.sides.items()}
+        box = window * sides_px(pixels.shape)
+        sides = {"large": CELLS * self.stride, "small": CELLS // 2 * self.stride}
+        views = {name: crop(pixels, box[None], side)[0] for name, side in sides.items()}
         boxes = torch.full((_MOST_BOXES, 4), NO_BOX)
         largest = np.argsort(-(seen_M4[:, 2:] - seen_M4[:, :2]).prod(1))[:_MOST_BOXES]
         boxes[: len(largest)] = torch.from_numpy(seen_M4[largest]).float()
@@ -86,16 +74,11 @@ def draw_window(rng: np.random.Generator, boxes_M4: Boxes, smallest: float) -> t
 class VoteObjective(HeadObjective):
     """The loss of voting heads on the maps of a scorer that stays as it is."""
 
-    def prepare(self, network: VotingHeads, device: torch.device) -> None:
-        """Scale each channel of the maps to unit size, as measured on some images."""
-        squares: dict[str, list[Tensor]] = {"last": [], "inner": [], "whole": []}
-        for batch in single_images(self.dataset, SCALE_IMAGES, device):
-            maps = self._maps(batch)
-            for name, means in squares.items():
-                means.append(getattr(maps, f"{name}_NDhw").square().mean((0, 2, 3)))
-        for name, means in squares.items():
-            size = torch.stack(means).mean(0).sqrt()
-            network.set_scale(name, 1 / size.clamp_min(1e-2))
+    def mean_squares(self, batch: Batch) -> dict[str, Tensor]:
+        """Return those of the last, the inner and the whole maps."""
+        maps = self._maps(batch)
+        maps_of = {"last": maps.last_NDhw, "inner": maps.inner_NDhw, "whole": maps.whole_NDhw}
+        return {name: maps_NDhw.square().mean((0, 2, 3)) for name, maps_NDhw in maps_of.items()}
 
     def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return a pass's mean loss, and how many images' surest votes fit, of how many."""

@@ -24,7 +24,7 @@ from cropscore_ray.training.data.crops import CropDataset, any_square, square_ov
 from cropscore_ray.training.data.images import LabelledImages, Request
 from cropscore_ray.training.data.regions import SquaresDataset
 from cropscore_ray.training.loop import NetworkTask, Worker, train_networks
-from cropscore_ray.training.objectives.overlap import OverlapObjective
+from cropscore_ray.training.objectives.heads import OverlapObjective
 
 PREPROCESS = PreprocessConfig(input_px=32, frame_px=36)
 CPU = torch.device("cpu")
