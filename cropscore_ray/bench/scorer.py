@@ -148,7 +148,7 @@ def _forward_only(bundle: Bundle, device: torch.device) -> Run:
     pixels = decode(photos(1)[0])
     height, width = pixels.shape[:2]
     num_images = 8 if device.type == "cuda" else 2
-    crops_NSS3 = crop(pixels, grid.square_boxes(width, height), engine.side)
+    crops_NSS3 = crop(pixels, grid.square_boxes(width, height), engine.preprocess.input_px)
     batches = [
         normalize(batch.to(device), bundle.preprocess, engine.dtype)
         for batch in torch.split(crops_NSS3.repeat(num_images, 1, 1, 1), engine.batch)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -142,12 +143,11 @@ def open_run(
     Raises:
         RunConflictError: the folder holds another run, or files that are no run.
     """
-    held = held or Held(folder_uri=uri)
+    opened = partial(RunFolder, uri=uri, table=table, held=held or Held(folder_uri=uri))
     record = read_record(uri)
     if record is not None:
         _require_same(record.get("identity", {}), identity, uri)
-        unreached = frozenset(_numbers(storage.join(uri, _UNREACHED)))
-        return RunFolder(uri=uri, table=table, record=record, held=held, unreached=unreached)
+        return opened(record=record, unreached=frozenset(_numbers(storage.join(uri, _UNREACHED))))
     if storage.list_files(storage.join(uri, table)):
         raise RunConflictError(
             f"{uri} has a {table} folder but no run.json, so it belongs to nobody known",
@@ -161,7 +161,7 @@ def open_run(
         "counts": {},
         "times": {"started_at": now(), "finished_at": None, "wall_s": 0.0},
     }
-    run = RunFolder(uri=uri, table=table, record=record, held=held, unreached=frozenset())
+    run = opened(record=record, unreached=frozenset())
     run.update({})
     return run
 

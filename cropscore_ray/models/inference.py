@@ -61,11 +61,6 @@ class InferenceNetwork:
         self._largest_of_side: dict[int, int] = {}
         self._lines_of_side: dict[int, tuple[Tensor, Tensor]] = {}
 
-    @property
-    def side(self) -> int:
-        """Side of an ordinary crop, in pixels."""
-        return self.preprocess.input_px
-
     def compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Return a function compiled for constant shapes on a GPU, as it is on a CPU.
 
@@ -143,7 +138,7 @@ class InferenceNetwork:
         two images, so that an image's scores are the same bits whatever its neighbours; and
         passes are a little smaller where that lets all cores be done at once.
         """
-        most = max(1, self.batch * self.side**2 // side**2)
+        most = max(1, self.batch * self.preprocess.input_px**2 // side**2)
         if self.device.type == "cuda":
             # The largest group that came is the constant shape; smaller ones are padded to it.
             self._largest_of_side[side] = max(len(crops), self._largest_of_side.get(side, 0))
@@ -160,7 +155,7 @@ class InferenceNetwork:
 
     def _find_batch(self, largest: int) -> int:
         """Return the largest batch that fits: on a GPU its memory, on a CPU a core's caches."""
-        most, total = activation_bytes(self.network, self.side, self.dtype)
+        most, total = activation_bytes(self.network, self.preprocess.input_px, self.dtype)
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             fitting = int(free * _GPU_SHARE / total)
@@ -200,8 +195,8 @@ def _means(maps: Tensor, cells: int | None) -> Tensor:
 def one_thread_each(number: int) -> ThreadPoolExecutor:
     """Return threads in which torch computes on one core each.
 
-    Passes that run side by side, each on its own core from pixels to features, wait for one
-    another less than one pass does that is spread over all cores at every layer.
+    Passes that run side by side, each on its own core from pixels to features, wait for each
+    other less than one pass does that is spread over all cores at every layer.
     """
     all_there = threading.Barrier(number)
 

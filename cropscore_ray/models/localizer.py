@@ -46,7 +46,7 @@ class VotesLocalizer:
     """Boxes that most cells of the scorer's maps vote for."""
 
     def __init__(self, scorer: CropScorer, tensors: dict[str, Tensor]) -> None:
-        """Take what `voter.to_tensors` returned."""
+        """Take what `voter.from_tensors` does."""
         self.scorer = scorer
         self._tensors = tensors
 

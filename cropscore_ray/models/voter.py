@@ -223,13 +223,8 @@ class Voter:
         return probabilities(self.confidence, evidence_KE.to(self.confidence))
 
 
-def to_tensors(heads: dict[str, Tensor], confidence_3E: Tensor) -> dict[str, Tensor]:
-    """Return what a bundle stores as its localizer, from the heads' state dict."""
-    return {**heads, "confidence": confidence_3E}
-
-
 def from_tensors(tensors: dict[str, Tensor], fc: nn.Linear, device: torch.device) -> Voter:
-    """Build a voter from what `to_tensors` returned and the scorer's last layer."""
+    """Build a voter from its heads' state dict with `confidence`, and the scorer's last layer."""
     weights = {name: tensor for name, tensor in tensors.items() if name != "confidence"}
     num_heads = sum(name.endswith(".out.bias") for name in weights)
     width, num_inner = weights["heads.0.inner.same.weight"].shape

@@ -16,8 +16,10 @@ from cropscore_ray import schema, storage
 from cropscore_ray.config.bulk import LocalizeConfig, RunConfig
 from cropscore_ray.datasets.drawn import draw_image_set
 from cropscore_ray.errors import ConfigError, DataError, ImageError, ModelError
+from cropscore_ray.grid import NUM_SQUARES
 from cropscore_ray.jobs import index, localize
 
+COMPATIBILITY = Path(__file__).parents[1] / "compatibility"
 BOXES = ["xmin", "ymin", "xmax", "ymax", "confidence", "class_index", "class_rank", "status"]
 
 
@@ -124,6 +126,17 @@ def test_more_images_than_a_group_keep_their_order(
     assert model.score(paths, labels=["0"] * len(paths), classes="label").equals(whole)
     assert whole["image_id"].to_pylist() == list(range(len(paths)))
     assert whole.schema.equals(schema.SCORES)
+
+
+def test_a_model_that_votes_scores_its_images_too(paths: list[Path]) -> None:
+    voting = cropscore.load(str(COMPATIBILITY / "voting-model"))
+    assert voting.bundle.config.mode == "votes"
+
+    scores = voting.score(paths[:2], top_k=1)
+
+    assert scores["status"].to_pylist() == ["ok", "ok"]
+    assert np.isfinite(np.array(scores["scores"].to_pylist())).all()
+    assert np.shape(scores["scores"].to_pylist()) == (2, NUM_SQUARES)
 
 
 @pytest.mark.parametrize(

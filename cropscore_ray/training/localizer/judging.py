@@ -42,7 +42,7 @@ def fit_voter(
         DataError: none of them can be read.
     """
     scorer = CropScorer(bundle, device=worker.device)
-    unfitted = voter.to_tensors(weights, torch.zeros(3, voter.NUM_EVIDENCE))
+    unfitted = {**weights, "confidence": torch.zeros(3, voter.NUM_EVIDENCE)}
     localizer = VotesLocalizer(scorer, unfitted)
     evidence, hits = [], []
     for i, pixels in _readable(judging.uris, partial(worker.progress, "localizer, confidence")):
@@ -59,7 +59,7 @@ def fit_voter(
     hits_N = torch.tensor(hits)
     confidence = fit_confidence(torch.stack(evidence), hits_N)
     metrics = {"num_judging": len(hits), "held_back_error": 1 - float(hits_N.float().mean())}
-    return voter.to_tensors(weights, confidence), metrics
+    return {**weights, "confidence": confidence}, metrics
 
 
 def fit_baselines(bundle: Bundle, rows: pa.Table, worker: Worker) -> dict[str, Any]:

@@ -110,12 +110,12 @@ def train_localizer(
     torch.manual_seed(seed)
     shares = shares._replace(train=with_mirror_images(shares.train))
     train, choosing, judging = shares
-    shared = joined(
-        [
-            _train_shared(shares, num_classes, config, partial(progress, name))
-            for name in _names(config.num_regressors)
-        ]
-    )
+    members = []
+    for i in range(1, config.num_regressors + 1):
+        of_several = f" {i} of {config.num_regressors}" if config.num_regressors > 1 else ""
+        shown = partial(progress, f"localizer, shared{of_several}")
+        members.append(_train_shared(shares, num_classes, config, shown))
+    shared = joined(members)
     localizer = _train_classwise(shared, shares, config, progress)
     boxes_N4 = localizer.boxes(judging.scores_NF, judging.classes_N)
     hits_N = best_iou(boxes_N4, judging.boxes_NM4) >= IOU_THRESHOLD
@@ -131,13 +131,6 @@ def train_localizer(
         "num_classwise": len(localizer.heads_G4H) - 1,
     }
     return replace(localizer, confidence=confidence), metrics
-
-
-def _names(num_regressors: int) -> list[str]:
-    """Return what each regressor is called in the line of progress."""
-    if num_regressors == 1:
-        return ["localizer, shared"]
-    return [f"localizer, shared {i} of {num_regressors}" for i in range(1, num_regressors + 1)]
 
 
 def joined(members: list[Regressors]) -> Regressors:

@@ -1,1 +1,1 @@
-"""What networks learn: one loss a file."""
+"""What networks learn: the losses of crops, of heads, of votes and of boxes."""

@@ -24,7 +24,6 @@ from cropscore_ray.models.voter import (
     cell_centres,
     count_votes,
     from_tensors,
-    to_tensors,
     voted_boxes,
     voter_maps,
 )
@@ -217,7 +216,7 @@ def test_a_head_learns_where_drawn_objects_are(
     assert history[-1]["accuracy"] > 0.5 > history[0]["accuracy"]
     # What is stored votes as what was trained, and scales were measured.
     unfitted = torch.stack([torch.zeros(7), torch.ones(7), torch.zeros(7)])
-    tensors = to_tensors(trained["weights"], unfitted)
+    tensors = {**trained["weights"], "confidence": unfitted}
     voter = from_tensors(tensors, scorer.fc, torch.device("cpu"))
     first, second = (head.get_submodule("last") for head in voter.heads.heads)
     assert torch.equal(first.scale, second.scale)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cropscore_ray.config.sections import PreprocessConfig, SgdConfig
 from cropscore_ray.errors import ConfigError
-from cropscore_ray.training import optimizer
+from cropscore_ray.training import loop
 from cropscore_ray.training.data.batches import Feed, Plan, make_plan
 from cropscore_ray.training.data.images import ImageDataset, LabelledImages, Request
 
@@ -126,19 +126,19 @@ def test_a_feed_passes_an_error_on_with_its_hint_and_asks_for_no_more(num_loader
 
 def test_a_cosine_warms_up_and_falls_to_nothing() -> None:
     plan = a_plan(160, epochs=4)  # 40 steps, two of warm-up
-    rates = [optimizer.rate_share(step, "cosine", plan) for step in range(41)]
+    rates = [loop.rate_share(step, "cosine", plan) for step in range(41)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[21] == pytest.approx(0.5)
     assert rates[40] == pytest.approx(0.0)
     for num_images in (16, 32, 48, 19 * 16, 20 * 16, 21 * 16):
         short = a_plan(num_images, epochs=1)
         steps = range(short.num_steps + 1)
-        assert all(0 <= optimizer.rate_share(step, "cosine", short) <= 1 for step in steps)
+        assert all(0 <= loop.rate_share(step, "cosine", short) <= 1 for step in steps)
 
 
 def test_steps_fall_by_four_per_cent_every_eight_epochs() -> None:
     plan = a_plan(32, epochs=20)  # 40 steps, two of warm-up
-    rates = [optimizer.rate_share(step, "step", plan) for step in range(40)]
+    rates = [loop.rate_share(step, "step", plan) for step in range(40)]
     assert rates[:2] == [0.5, 1.0]
     assert rates[2:16] == [1.0] * 14
     assert rates[16:32] == pytest.approx([0.96] * 16)
