@@ -83,7 +83,7 @@ def train_classifiers(run: TrainingRun, worker: Worker) -> dict[str, Any]:
 def train_scorer(run: TrainingRun, worker: Worker) -> dict[str, Any]:
     """Fine-tune classifier 0 on crops, or regions, of the scorer's images; see TrainConfig.mode.
 
-    Or give it an overlap head, if ScorerConfig asks for one.
+    Or give it an overlap head, if ScorerConfig asks for it.
     """
     bundle = load_bundle(run.model_uri)
     network = bundle.network(classifier_part(0))

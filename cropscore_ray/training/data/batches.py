@@ -55,7 +55,7 @@ class Plan:
         """Return the images of a step that fall to this worker.
 
         A seeded shuffle an epoch; what does not fill a batch is left to the next epoch, since
-        batch norm dislikes a last batch of one.
+        batch norm dislikes a last batch of a single image.
         """
         epoch, at = divmod(step, self.steps_an_epoch)
         order = _order(self.num_images, self.seed, epoch)
