@@ -1,6 +1,7 @@
 """The job behind `cropscore demo`: every stage, on an image set that the program draws."""
 
 from dataclasses import replace
+from functools import partial
 
 from cropscore_ray import storage
 from cropscore_ray.config.bulk import LocalizeConfig, RunConfig
@@ -26,13 +27,8 @@ def run(out: str, *, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> list
     )
     page = storage.join(out, "report.html")
     with Progress().live() as progress:
-        labels = draw_image_set(
-            images,
-            num_train=num_train,
-            num_val=num_val,
-            seed=SEED,
-            progress=lambda done, total: progress.update("draw", done, total),
-        )
+        draw = partial(draw_image_set, seed=SEED, progress=partial(progress.update, "draw"))
+        labels = draw(images, num_train=num_train, num_val=num_val)
         index.run(f"csv:{labels}", manifest, overwrite=True)
         train.run("all", data=manifest, model=model, config=recipes.demo(), progress=progress)
         run = RunConfig(source=manifest, split="val", model=model, out=run_folder)

@@ -9,6 +9,7 @@ from cropscore_ray.evaluation.formats.devkit import read_ids, write_devkit
 from cropscore_ray.evaluation.formats.ilsvrc import write_ilsvrc
 from cropscore_ray.evaluation.formats.parquet import read_predictions
 
+WRITERS = {"ilsvrc": write_ilsvrc, "coco": write_coco, "csv": write_csv}
 FORMATS = ("ilsvrc", "devkit", "coco", "csv")
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,5 @@ def run(predictions_uri: str, *, format: str, out: str, meta: str | None = None)
     if ids is not None:
         write_devkit(out, predictions.table, ids)
     else:
-        {"ilsvrc": write_ilsvrc, "coco": write_coco, "csv": write_csv}[format](
-            out, predictions.table
-        )
+        WRITERS[format](out, predictions.table)
     logger.info("wrote %s as %s", out, format)

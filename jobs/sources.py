@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from cropscore_ray import storage
 from cropscore_ray.bulk import pipeline, run_folder
@@ -113,12 +114,7 @@ def manifest_of(
         write_list(sys.stdin.buffer, inside, begun=True)  # compared with what is there
         return inside
     if not (begun and index.require_source(source, inside)):
-        report = index.run(
-            source,
-            inside,
-            overwrite=True,
-            progress=lambda n, total: shown.update("index", n, total),
-        )
+        report = index.run(source, inside, overwrite=True, progress=partial(shown.update, "index"))
         shown.say(index.render(report))
     return inside
 

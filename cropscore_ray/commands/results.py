@@ -43,8 +43,7 @@ def evaluate(
     if job.is_model(predictions):
         from cropscore_ray.jobs import classify
 
-        errors = classify.run(predictions, data, split=split, json_path=json_path)
-        show(*classify.render(errors))
+        show(*classify.render(classify.run(predictions, data, split=split, json_path=json_path)))
         return
     evaluation = job.run(
         predictions, data, split=split, json_path=json_path, format=format_, meta=meta
