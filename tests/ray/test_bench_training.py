@@ -82,21 +82,18 @@ def test_epochs_without_checkpoints_are_between_those_with_them(
 def fit_here(
     kept: list[tuple[int, int]],
     training: Callable[[Worker], Any],
-    *,
-    name: str,
-    storage_uri: str,
-    **options: Any,
+    config: on_ray.FitConfig,
 ) -> Any:
     """Train in this process, whatever the number of workers, and leave checkpoints as Ray does."""
 
     def keep(metrics: dict[str, Any], state: Callable[[], State]) -> None:
         kept.append((metrics["epoch"], state()["current"]["step"]))
-        folder = Path(storage_uri, name, "checkpoint")
+        folder = Path(config.storage_uri, config.name, "checkpoint")
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(state(), folder / "state.pt")
 
     threads = torch.get_num_threads()
     try:
-        return training(Worker(checkpoint=keep, checkpoint_steps=options["checkpoint_steps"]))
+        return training(Worker(checkpoint=keep, checkpoint_steps=config.checkpoint_steps))
     finally:
         torch.set_num_threads(threads)
