@@ -42,6 +42,10 @@ def test_wheel_holds_what_the_report_is_made_of(wheel: zipfile.ZipFile) -> None:
     )
 
 
+def test_wheel_says_that_it_is_typed(wheel: zipfile.ZipFile) -> None:
+    assert "cropscore_ray/py.typed" in wheel.namelist()
+
+
 def test_links_of_the_repository_point_to_the_top() -> None:
     assert (ROOT / "cropscore_ray/cli.py").resolve() == ROOT / "cli.py"
     assert (ROOT / "cropscore_ray/jobs").resolve() == ROOT / "jobs"
